@@ -1,0 +1,197 @@
+"""Configurations: YAML files that name classes by import path.
+
+A class is written ``{class_path: package.Class, init_args: {...}}``. A dotted path reaches into a configuration;
+``init_args`` may be left out of it: ``model.network.channels`` means ``model.init_args.network.init_args.channels``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medlight.errors import UsageError
+
+Config = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads ``1e-3`` as a string; people mean a number."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?(\d[\d_]*)(\.\d*)?[eE][-+]?\d+$|^[-+]?\.\d+[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """Read a value as YAML would (``[4, 8]``, ``1e-3``, ``true``, ``null``, plain text)."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def load_yaml(path: str | Path) -> Config:
+    """Read one YAML mapping; a missing or broken file is a UsageError that names it."""
+    file = Path(path)
+    if not file.is_file():
+        near = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else [])
+        raise UsageError(f"{file}: no such file{near}")
+    try:
+        loaded = parse_value(file.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{file}: expected keys and values at the top, found {type(loaded).__name__}")
+    return loaded
+
+
+def merge(base: Config, over: Config) -> Config:
+    """Return ``base`` with ``over`` laid on it, key by key; another ``class_path`` replaces the whole class."""
+    if "class_path" in over and over["class_path"] != base.get("class_path"):
+        return dict(over)
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return `` (did you mean X?)`` for the closest valid name, or the empty string."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def is_spec(value: Any) -> bool:
+    """Whether a value names a class."""
+    return isinstance(value, Mapping) and "class_path" in value
+
+
+def import_class(class_path: str, key: str = "class_path") -> Any:
+    """Import ``package.module.Class``; what is wrong is a UsageError that names the key and the nearest name."""
+    module_name, _, name = str(class_path).rpartition(".")
+    if not module_name:
+        raise UsageError(f"{key}: {class_path!r} is no import path; write package.module.Class")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{key}: {class_path!r} does not import: {error}") from None
+    if not hasattr(module, name):
+        raise UsageError(f"{key}: {module_name} has no {name!r}{nearest(name, dir(module))}")
+    return getattr(module, name)
+
+
+def arguments(cls: Any) -> tuple[set[str], bool]:
+    """Names that a class's (or function's) call accepts, and whether it accepts any others besides."""
+    names: set[str] = set()
+    for owner in inspect.getmro(cls) if inspect.isclass(cls) else (cls,):
+        if inspect.isclass(cls) and "__init__" not in vars(owner):
+            continue
+        call = vars(owner)["__init__"] if inspect.isclass(cls) else cls
+        try:
+            parameters = list(inspect.signature(call).parameters.values())
+        except (TypeError, ValueError):
+            return names, True
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names, False
+    return names, True
+
+
+def check_spec(spec: Mapping[str, Any], key: str) -> None:
+    """Raise UsageError where a class spec, or one inside it, names an unknown class or argument."""
+    for name in spec:
+        if name not in ("class_path", "init_args"):
+            raise UsageError(
+                f"{key}.{name}: a class takes only class_path and init_args{nearest(name, ('class_path', 'init_args'))}"
+            )
+    names, open_ended = arguments(import_class(spec["class_path"], f"{key}.class_path"))
+    for name, value in (spec.get("init_args") or {}).items():
+        if name not in names and not open_ended:
+            raise UsageError(
+                f"{key}.init_args.{name}: {spec['class_path']} has no argument {name!r}{nearest(name, names)}"
+            )
+        check_inside(value, f"{key}.init_args.{name}")
+
+
+def check_inside(value: Any, key: str) -> None:
+    """Check every class spec found in a value."""
+    if is_spec(value):
+        check_spec(value, key)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_inside(inner, f"{key}.{name}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            check_inside(inner, f"{key}[{index}]")
+
+
+def instantiate(value: Any, **given: Any) -> Any:
+    """Build what a spec names, inner specs first; ``given`` fills arguments that the class has and the spec leaves out.
+
+    Values that are no spec are returned as they are.
+    """
+    if isinstance(value, list):
+        return [instantiate(inner) for inner in value]
+    if not is_spec(value):
+        return value
+    cls = import_class(value["class_path"])
+    names, _ = arguments(cls)
+    written = {name: instantiate(inner) for name, inner in (value.get("init_args") or {}).items()}
+    filled = {name: inner for name, inner in given.items() if name in names and name not in written}
+    try:
+        return cls(**filled, **written)
+    except TypeError as error:
+        raise UsageError(f"{value['class_path']}: {error}") from error
+
+
+def _steps(config: Config, path: str) -> list[str]:
+    """Split a dotted path, with the ``init_args`` that it leaves out put in."""
+    steps: list[str] = []
+    node: Any = config
+    for part in path.split("."):
+        if is_spec(node) and part not in ("class_path", "init_args"):
+            steps.append("init_args")
+            node = node.get("init_args")
+        steps.append(part)
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return steps
+
+
+def get_path(config: Config, path: str) -> Any:
+    """Return the value at a dotted path; KeyError where there is none."""
+    node: Any = config
+    for part in _steps(config, path):
+        if not isinstance(node, Mapping) or part not in node:
+            raise KeyError(path)
+        node = node[part]
+    return node
+
+
+def set_path(config: Config, path: str, value: Any) -> Config:
+    """Return a copy of the configuration with the value at a dotted path replaced (or added)."""
+
+    def put(node: Any, steps: list[str]) -> Any:
+        if not steps:
+            return value
+        copy = dict(node) if isinstance(node, Mapping) else {}
+        copy[steps[0]] = put(copy.get(steps[0]), steps[1:])
+        return copy
+
+    return dict(put(config, _steps(config, path)))
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a configuration by dotted path."""
+    if isinstance(config, Mapping) and config:
+        return {k: v for key, value in config.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
+    if isinstance(config, list) and any(isinstance(item, (dict, list)) for item in config):
+        return {k: v for i, value in enumerate(config) for k, v in flatten(value, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): config}

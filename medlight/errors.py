@@ -1,0 +1,26 @@
+"""Errors a user can act on. The command line prints each as one line and turns it into an exit code."""
+
+
+class MedlightError(Exception):
+    """One line that names the file, key or tag, and the mend. Exit code 1: the work failed."""
+
+    exit_code = 1
+
+
+class UsageError(MedlightError):
+    """The call or the configuration was wrong; nothing was started. Exit code 2."""
+
+    exit_code = 2
+
+
+class CaseError(MedlightError):
+    """A case can't be used: a missing partner, another shape, an unknown label value, an unreadable file."""
+
+    def __init__(self, case_id: str, message: str) -> None:
+        super().__init__(message)
+        self.case_id = case_id
+
+
+def needs(extra: str, module: str) -> MedlightError:
+    """The error for an optional package that is absent."""
+    return UsageError(f"{module} is not installed; mend: pip install 'medlight[{extra}]'")

@@ -1,0 +1,80 @@
+"""A case: what is known of one examination before any voxel is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class ArrayItem:
+    """One entry of an array in an ``.npz`` file (MedMNIST)."""
+
+    path: Path
+    key: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.key}][{self.index}]"
+
+
+FileRef = Path | ArrayItem
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class of a label map: its voxel value, name, colour (``#rrggbb``) and coded term (value, scheme, meaning)."""
+
+    value: int
+    name: str
+    colour: str | None = None
+    code: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Box:
+    """An axis-aligned box in voxel indices of the first image: ``low`` inclusive, ``high`` exclusive."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+    label: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: named images, and whatever is known of it.
+
+    id: stable across machines (the manifest's, else the file's stem).
+    images: contrast name to file; all are brought onto the grid of the first.
+    label: a label map on the grid of the first image, or ``None`` where the case is unlabelled.
+    target: a class index, several 0/1 values (multi-label) or real values (regression).
+    """
+
+    id: str
+    images: dict[str, FileRef]
+    label: FileRef | None = None
+    target: int | tuple[float, ...] | None = None
+    boxes: tuple[Box, ...] = ()
+    table: dict[str, float | str] = field(default_factory=dict)
+    subject: str | None = None
+    site: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class BadCase:
+    """A case that can't be used, and why (one line that names the file and the mend)."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CaseList:
+    """What a source found: usable cases, unusable ones, and the schema of their labels or classes."""
+
+    cases: list[Case]
+    bad: list[BadCase] = field(default_factory=list)
+    labels: tuple[Label, ...] = ()
+    classes: tuple[str, ...] = ()
+    multilabel: bool = False
