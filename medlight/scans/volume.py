@@ -43,7 +43,7 @@ class Volume:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along I, J, K."""
-        return self.array.shape[1:]  # type: ignore[return-value]
+        return self.array.shape[1:]
 
     @property
     def spacing(self) -> tuple[float, float, float]:
