@@ -1,0 +1,5 @@
+"""``python -m medlight``."""
+
+from medlight.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,121 @@
+"""The command line: chooses the command, and imports only that one."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from medlight import __version__
+from medlight.errors import MedlightError
+
+COMMANDS = {
+    "doctor": "what this machine can do, and what is missing",
+    "data": "prepare scans for training, download public data sets",
+    "fit": "train one experiment",
+    "validate": "measure a checkpoint on the validation cases",
+    "test": "measure a checkpoint on the test cases",
+    "sweep": "search architectures and hyper-parameters, one process a trial",
+    "compare": "compare runs or a sweep: table, paired tests, HTML page",
+    "export": "turn a run's best checkpoint into a checked bundle",
+    "predict": "run a bundle on scans",
+    "ui": "start the MLflow UI on this folder's runs",
+}
+EXAMPLE = """\
+example:
+  medlight doctor
+  medlight fit -c experiments/hippocampus/fit.yaml
+  medlight compare RUN_ID RUN_ID
+
+`medlight COMMAND --help` shows a command's arguments with an example.
+Exit codes: 0 fine, 1 the work failed, 2 the call was wrong."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, with exit code 2."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def root_parser() -> argparse.ArgumentParser:
+    """The parser of ``medlight`` itself; a command's own parser is made once it is chosen."""
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    parser = _Parser(
+        prog="medlight",
+        description="Launch experiment sweeps on medical scans, compare the runs in MLflow, reproduce papers.\n\n"
+        f"commands:\n{listing}",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"medlight {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help=argparse.SUPPRESS)
+    return parser
+
+
+def command_parser(name: str) -> tuple[argparse.ArgumentParser, object]:
+    """The parser and the module of one command."""
+    module = importlib.import_module(f"medlight.cli.{'fit' if name in ('validate', 'test') else name}")
+    parser = _Parser(
+        prog=f"medlight {name}",
+        description=COMMANDS[name],
+        epilog=getattr(module, "EPILOG", None),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    module.add_arguments(parser)
+    return parser, module
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``medlight``; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    split = next((i for i, text in enumerate(arguments) if not text.startswith("-")), len(arguments))
+    root = root_parser()
+    chosen = root.parse_args(arguments[: split + 1])
+    if chosen.command is None:
+        root.print_help()
+        return 0
+    if chosen.command not in COMMANDS:
+        from medlight.config import nearest
+
+        print(f"medlight: no command {chosen.command!r}{nearest(chosen.command, COMMANDS)}", file=sys.stderr)
+        return 2
+    parser, module = command_parser(chosen.command)
+    parser.set_defaults(command=chosen.command, debug=chosen.debug)
+    args = parser.parse_args(arguments[split + 1 :])
+    return _run(module, args)
+
+
+def _run(module: object, args: argparse.Namespace) -> int:
+    try:
+        code = module.run(args)  # type: ignore[attr-defined]
+    except MedlightError as error:
+        if args.debug:
+            raise
+        print(f"medlight {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print(f"medlight {args.command}: interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if args.debug:
+            raise
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"medlight {args.command}: {text} (--debug shows where)", file=sys.stderr)
+        return 1
+    return int(code or 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

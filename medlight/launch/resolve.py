@@ -1,0 +1,156 @@
+"""From the user's YAML to a whole, checked configuration, before anything starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from medlight.config import Config, arguments, check_inside, is_spec, load_yaml, merge, nearest, set_path
+from medlight.errors import UsageError
+
+TOP_LEVEL = ("study", "name", "seed_everything", "precision", "channels_last", "model", "data", "trainer")
+DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 10}
+NETWORK_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+
+
+class ConfigCLI(LightningCLI):
+    """LightningCLI over a dictionary; classes are built only by :meth:`build`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            trainer_defaults=DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+            auto_configure_optimizers=False,
+            run=False,
+            args=config,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The keys that Lightning does not have."""
+        parser.add_argument("--study", type=str | None, default=None, help="the experiment's name in MLflow")
+        parser.add_argument("--name", type=str | None, default=None, help="the run's name")
+        parser.add_argument("--precision", type=str, default="auto", help="one of " + ", ".join(NETWORK_PRECISIONS))
+        parser.add_argument("--channels_last", type=bool | str, default="auto", help="auto, true or false")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Read the dictionary; the command line was merged into it before."""
+        self.config = parser.parse_object(args)
+
+    def _set_seed(self) -> None:
+        """Left to the launcher: a configuration that is only read draws nothing."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built while a configuration is read."""
+
+    def build(self) -> tuple[L.LightningModule, L.LightningDataModule, dict[str, Any]]:
+        """Build the task and the data module; returns them with the Trainer's arguments (callbacks built)."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+        trainer = dict(self.config_init["trainer"])
+        return self.config_init["model"], self.config_init["data"], trainer
+
+
+def read(files: list[str], overrides: list[tuple[str, Any]]) -> Config:
+    """Merge configuration files, later over earlier, then the command line's dotted values.
+
+    Raises: UsageError where a file is missing or no mapping.
+    """
+    config: Config = {}
+    for file in files:
+        config = merge(config, load_yaml(file))
+    if files:
+        config.setdefault("study", Path(files[0]).resolve().parent.name)
+    for path, value in overrides:
+        _check_override(config, path)
+        config = set_path(config, path, value)
+    return config
+
+
+def _check_override(config: Config, path: str) -> None:
+    head = path.split(".")[0]
+    if head not in TOP_LEVEL:
+        raise UsageError(f"--{path}: no such key{nearest(head, TOP_LEVEL)}")
+    if head in ("model", "data") and head not in config:
+        raise UsageError(f"--{path}: the configuration has no {head!r} section; give one with -c FILE")
+
+
+def check(config: Config) -> None:
+    """Refuse unknown keys, classes and arguments, each in one line with the nearest valid name."""
+    for key in config:
+        if key not in TOP_LEVEL:
+            raise UsageError(f"{key}: no such key{nearest(key, TOP_LEVEL)}")
+    for key in ("model", "data"):
+        if not is_spec(config.get(key)):
+            raise UsageError(f"{key}: missing; write {key}: {{class_path: ..., init_args: {{...}}}}")
+    trainer = config.get("trainer") or {}
+    names, _ = arguments(L.Trainer)
+    for key in trainer:
+        if key not in names:
+            raise UsageError(f"trainer.{key}: Trainer has no argument {key!r}{nearest(key, names)}")
+    if config.get("precision", "auto") not in NETWORK_PRECISIONS:
+        valid = ", ".join(NETWORK_PRECISIONS)
+        raise UsageError(f"precision: {config['precision']!r} is none of {valid}")
+    if trainer.get("precision") is not None:
+        raise UsageError("trainer.precision: write it at the top of the file, as precision: (auto, 32-true, ...)")
+    check_inside(config, "config")
+
+
+def parse(config: Config) -> ConfigCLI:
+    """Check a configuration and fill in every default.
+
+    Raises: UsageError, one line that names the key.
+    """
+    try:
+        check(config)
+    except UsageError as error:
+        raise UsageError(str(error).removeprefix("config.")) from None
+    try:
+        return ConfigCLI(config)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(one_line(str(error))) from (error if os.environ.get("MEDLIGHT_DEBUG") else None)
+
+
+def one_line(text: str) -> str:
+    """Cut jsonargparse's report of a bad value down to the key and the cause."""
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
+    key = re.search(r'(?:key|Parser key|attribute) "([\w.\[\]]+)"', text)
+    cause = next((line for line in lines if re.search(r"[Ee]xpected|not |[Ii]nvalid|required|does not", line)), "")
+    given = next((line for line in lines if line.startswith("Given value:")), "")
+    if key and cause:
+        return f"{key.group(1)}: {cause.split(': ', 1)[-1] if cause.startswith('Parser') else cause}. {given}".strip()
+    return " ".join(lines[:3])
+
+
+def plain(value: Any) -> Any:
+    """A parsed configuration as plain dictionaries, lists and scalars."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def resolve(config: Config) -> Config:
+    """Return the configuration with every default filled in; nothing is built or started.
+
+    Raises: UsageError, one line that names the key and the nearest valid name.
+    """
+    return dict(plain(parse(config).config))
