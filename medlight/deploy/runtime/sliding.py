@@ -1,0 +1,93 @@
+"""Sliding-window inference in numpy, equal to MONAI's ``sliding_window_inference`` (Gaussian blending, constant padding).
+
+The positions, the weights and the order of the sums are MONAI 1.6's, so that a bundle gives what validation gave.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Model = Callable[[Array], Array]
+
+
+def window_starts(size: int, window: int, overlap: float) -> list[int]:
+    """Return where windows begin along one axis; the last one is shifted back to end with the image."""
+    if size <= window:
+        return [0]
+    step = max(int(window * (1 - overlap)), 1)
+    count = math.ceil((size - window) / step) + 1
+    return [min(index * step, size - window) for index in range(count)]
+
+
+def gaussian_weights(window: Sequence[int], sigma_scale: float = 0.125) -> Array:
+    """Return a window's blending weights: a Gaussian of ``sigma_scale`` times the side, no smaller than 1e-3."""
+    weights = np.ones((), np.float32)
+    for side in window:
+        x = np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2)
+        line = np.exp(x**2 / np.float32(-2 * (sigma_scale * side) ** 2))
+        weights = weights[..., None] * line
+    return np.maximum(weights, max(float(weights.min()), 1e-3), dtype=np.float32)
+
+
+def sliding_window(
+    image: Array,
+    window: Sequence[int],
+    model: Model,
+    *,
+    overlap: float = 0.5,
+    batch: int = 1,
+    pad_value: Sequence[float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Array:
+    """Run a model over an image of any size in overlapping windows and blend the outputs.
+
+    image: ``(C, I, J)`` or ``(C, I, J, K)`` float32; padded on both sides with ``pad_value`` (one a channel, 0 by
+        default) where it is smaller than the window.
+    model: ``(B, C, *window)`` to ``(B, L, *window)``, B at most ``batch``.
+    progress: called with the windows done and their total.
+
+    Returns ``(L, I, J)`` or ``(L, I, J, K)`` float32.
+    """
+    padded, inside = _pad(image, window, pad_value or [0.0] * image.shape[0])
+    places = list(_windows(padded.shape[1:], window, overlap))
+    weights = gaussian_weights(window)
+    total: Array | None = None
+    count = np.zeros(padded.shape[1:], np.float32)
+    for first in range(0, len(places), batch):
+        group = places[first : first + batch]
+        outputs = model(np.stack([padded[:, *place] for place in group]))
+        if total is None:
+            total = np.zeros((outputs.shape[1], *padded.shape[1:]), np.float32)
+        for place, output in zip(group, outputs, strict=True):
+            total[:, *place] += output * weights
+            count[place] += weights
+        if progress is not None:
+            progress(first + len(group), len(places))
+    assert total is not None
+    total /= count
+    return total[:, *inside]
+
+
+def _pad(image: Array, window: Sequence[int], values: Sequence[float]) -> tuple[Array, tuple[slice, ...]]:
+    """Pad an image to at least a window; return it and where the image lies in it."""
+    missing = [max(side - size, 0) for side, size in zip(window, image.shape[1:], strict=True)]
+    inside = tuple(slice(m // 2, m // 2 + size) for m, size in zip(missing, image.shape[1:], strict=True))
+    if not any(missing):
+        return image, inside
+    shape = [size + m for size, m in zip(image.shape[1:], missing, strict=True)]
+    padded = np.empty((image.shape[0], *shape), np.float32)
+    padded[:] = np.asarray(values, np.float32).reshape(-1, *[1] * len(shape))
+    padded[:, *inside] = image
+    return padded, inside
+
+
+def _windows(shape: Sequence[int], window: Sequence[int], overlap: float) -> Iterator[tuple[slice, ...]]:
+    starts = [window_starts(size, side, overlap) for size, side in zip(shape, window, strict=True)]
+    for corner in itertools.product(*starts):
+        yield tuple(slice(start, start + side) for start, side in zip(corner, window, strict=True))
