@@ -90,7 +90,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     parser, module = command_parser(chosen.command)
     parser.set_defaults(command=chosen.command, debug=chosen.debug)
-    args = parser.parse_args(arguments[split + 1 :])
+    args, overrides = parser.parse_known_args(arguments[split + 1 :])
+    if overrides and not getattr(module, "TAKES_OVERRIDES", False):
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    args.overrides = overrides
     return _run(module, args)
 
 

@@ -1,0 +1,262 @@
+"""One fit: from a configuration to a recorded run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+from medlight.callbacks import CaseTable, Checkpoint, Pruning, RunRecord, StepSeed, Throughput, ValidationImages
+from medlight.config import Config, nearest
+from medlight.errors import MedlightError, UsageError
+from medlight.launch.precision import Choice, choose
+from medlight.launch.resolve import parse, plain
+from medlight.tracking import store
+from medlight.tracking.logger import MLflowLogger
+from medlight.tracking.manifest import config_digest
+
+Report = Callable[[int, dict[str, float]], bool]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What surrounds a fit: whose child it is, what it is called, and whom it tells of its progress."""
+
+    kind: str = "fit"
+    study: str | None = None
+    name: str | None = None
+    parent: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    resume: bool = False
+    report: Report | None = None
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a fit ended; ``metrics`` are those of its best epoch."""
+
+    run_id: str
+    state: str
+    metrics: dict[str, float]
+    best_checkpoint: Path | None
+
+
+def fit(config: Config, launch: Launch | None = None) -> FitResult:
+    """Train what a configuration describes, and record it as one MLflow run.
+
+    Raises: UsageError before anything starts where the configuration is wrong; CaseError for unusable scans.
+    """
+    launch = launch or Launch()
+    cli = parse(config)
+    resolved = dict(plain(cli.config))
+    study = launch.study or resolved["study"] or "medlight"
+    name = launch.name or resolved["name"] or study
+    if rank_zero_only.rank == 0:
+        store.deliver_leftovers()
+    digest = config_digest(resolved)
+    previous = _unfinished(study, name, digest) if launch.resume else None
+    task, data, trainer_args = _build(cli)
+    _check_metrics(task, trainer_args)
+    choice = _precision(resolved, task, data, previous)
+    tags = {**launch.tags, "medlight.config_digest": digest, **_precision_tags(choice)}
+    run_id = previous.info.run_id if previous else os.environ.get("MEDLIGHT_RUN_ID")
+    logger = MLflowLogger(study, name, kind=launch.kind, parent=launch.parent, tags=tags, run_id=run_id)
+    checkpoint = Checkpoint(monitor=task.monitor, mode=task.mode)
+    callbacks: list[L.Callback] = [
+        StepSeed(resolved["seed_everything"]),
+        RunRecord(resolved),
+        CaseTable(),
+        ValidationImages(),
+        Throughput(),
+        Pruning(launch.report),
+        checkpoint,
+    ]
+    trainer = _trainer(trainer_args, logger, callbacks, choice)
+    with _shared_with_ranks(logger.run_id, choice), _reported(logger):
+        last = logger.local_dir / "checkpoints" / "last.ckpt" if previous else None
+        L.seed_everything(resolved["seed_everything"], workers=True, verbose=False)
+        start = str(_last_checkpoint(logger.run_id, last)) if last else None
+        trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True if start else None)
+        _raise_if_terminated(trainer)
+        state = "pruned" if any(isinstance(c, Pruning) and c.pruned for c in callbacks) else "complete"
+        logger.set_tags({"medlight.state": state})
+        logger.flush()
+    best = Path(checkpoint.best_model_path) if checkpoint.best_model_path else None
+    return FitResult(logger.run_id, state, dict(checkpoint.best_metrics), best)
+
+
+def resolve_precision(config: Config) -> Config:
+    """Return a configuration in which ``precision`` and ``channels_last`` are settled for this machine."""
+    cli = parse(config)
+    resolved = dict(plain(cli.config))
+    task, data, _ = _build(cli)
+    choice = _precision(resolved, task, data, None)
+    return {**config, "precision": choice.precision, "channels_last": choice.channels_last}
+
+
+def evaluate(config: Config, checkpoint: Path, stage: str, run_id: str | None = None) -> dict[str, float]:
+    """Measure a checkpoint on the ``validate`` or ``test`` cases; with a run, test figures are added to it."""
+    cli = parse(config)
+    resolved = dict(plain(cli.config))
+    task, data, trainer_args = _build(cli)
+    choice = _precision({**resolved, "precision": resolved["precision"].replace("auto", "32-true")}, task, data, None)
+    callbacks: list[L.Callback] = [StepSeed(resolved["seed_everything"])]
+    logger: MLflowLogger | None = None
+    if run_id and stage == "test":
+        logger = MLflowLogger(resolved["study"] or "medlight", resolved["name"] or "test", run_id=run_id)
+        callbacks.append(CaseTable())
+    trainer_args["callbacks"] = []
+    trainer = _trainer(trainer_args, logger, callbacks, choice)
+    run = trainer.validate if stage == "validate" else trainer.test
+    figures = run(task, datamodule=data, ckpt_path=str(checkpoint), verbose=False, weights_only=True)
+    return dict(figures[0]) if figures else {}
+
+
+def quiet() -> None:
+    """Leave Lightning's and MLflow's chatter out of the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"lightning|monai|torch|torchio|mlflow")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def _build(cli: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """Build task and data, and let the task know the data before any run is made."""
+    L.seed_everything(cli.config["seed_everything"], workers=True, verbose=False)
+    task, data, trainer_args = cli.build()
+    data.prepare_data()
+    data.setup("fit")
+    if hasattr(task, "take_data"):
+        task.take_data(data.signature())
+    return task, data, trainer_args
+
+
+def _check_metrics(task: Any, trainer_args: dict[str, Any]) -> None:
+    """Refuse a monitor that the task does not log."""
+    if not hasattr(task, "logged_metrics"):
+        return
+    names = task.logged_metrics()
+    wanted = [("model.monitor", task.monitor)]
+    scheduler = getattr(task.hparams, "scheduler", None) or {}
+    wanted += [("model.init_args.scheduler.monitor", scheduler["monitor"])] if "monitor" in scheduler else []
+    for index, callback in enumerate(trainer_args.get("callbacks") or []):
+        monitor = getattr(callback, "monitor", None)
+        wanted += [(f"trainer.callbacks[{index}].init_args.monitor", monitor)] if monitor else []
+    for key, metric in wanted:
+        if metric not in names:
+            raise UsageError(f"{key}: {type(task).__name__} does not log {metric!r}{nearest(metric, names)}")
+
+
+def _precision(resolved: Config, task: Any, data: Any, previous: Any) -> Choice:
+    """Settle precision and memory format: written, recorded, handed down by rank zero, or probed."""
+    handed = os.environ.get("MEDLIGHT_PRECISION", "")
+    if previous and "medlight.precision" in previous.data.tags:
+        handed = f"{previous.data.tags['medlight.precision']},{previous.data.tags['medlight.channels_last']}"
+    if handed:
+        precision, channels_last = handed.split(",")
+        choice = Choice(precision, channels_last == "true", "as before")
+    elif "auto" in (resolved["precision"], resolved["channels_last"]):
+        accelerator = resolved["trainer"]["accelerator"]
+        size = data.signature()["patch_size"]
+        channels = len(data.signature()["channels"])
+        choice = choose(task, (getattr(data, "batch_size", 1), channels, *size), accelerator)
+    else:
+        choice = Choice(resolved["precision"], bool(resolved["channels_last"]), "as configured")
+    precision = choice.precision if resolved["precision"] == "auto" else resolved["precision"]
+    channels_last = choice.channels_last if resolved["channels_last"] == "auto" else bool(resolved["channels_last"])
+    if "channels_last" in task.hparams:
+        task.hparams["channels_last"] = channels_last
+    return Choice(precision, channels_last, choice.reason)
+
+
+def _precision_tags(choice: Choice) -> dict[str, str]:
+    return {
+        "medlight.precision": choice.precision,
+        "medlight.channels_last": str(choice.channels_last).lower(),
+        "medlight.precision_reason": choice.reason,
+    }
+
+
+def _trainer(args: dict[str, Any], logger: Any, callbacks: list[L.Callback], choice: Choice) -> L.Trainer:
+    own = args.get("logger") or []
+    extra = own if isinstance(own, list) else [own] if own is not True else []
+    bar = args["enable_progress_bar"]
+    return L.Trainer(
+        **{
+            **args,
+            "precision": choice.precision,
+            "logger": [logger, *extra] if logger else False,
+            "callbacks": [*(args.get("callbacks") or []), *callbacks],
+            "use_distributed_sampler": False,
+            "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+            "enable_progress_bar": sys.stderr.isatty() if bar is None else bar,
+            "enable_model_summary": bool(args["enable_model_summary"]),
+        }
+    )
+
+
+def _unfinished(study: str, name: str, digest: str) -> Any:
+    """The one run that ``--resume`` means."""
+    runs = store.unfinished(study, name, digest)
+    if not runs:
+        raise UsageError(
+            f"--resume: no unfinished run of study {study!r}, name {name!r} with this configuration; start it without"
+        )
+    alive = [run.info.run_id for run in runs if store.is_alive(run)]
+    if alive:
+        raise UsageError(f"--resume: run {alive[0]} is still running; stop it first")
+    if len(runs) > 1:
+        listed = ", ".join(run.info.run_id for run in runs)
+        raise UsageError(f"--resume: several unfinished runs ({listed}); delete those not wanted, or give another name")
+    return runs[0]
+
+
+def _last_checkpoint(run_id: str, local: Path) -> Path:
+    if local.is_file():
+        return local
+    try:
+        return store.artifact(run_id, "checkpoints/last.ckpt")
+    except MedlightError:
+        raise UsageError(f"run {run_id} ended before its first checkpoint; start it again without --resume") from None
+
+
+@contextmanager
+def _shared_with_ranks(run_id: str, choice: Choice) -> Iterator[None]:
+    """Tell the processes that Lightning starts for the other ranks which run and precision are theirs."""
+    shared = {
+        "MEDLIGHT_RUN_ID": run_id,
+        "MEDLIGHT_PRECISION": f"{choice.precision},{str(choice.channels_last).lower()}",
+    }
+    os.environ.update(shared)
+    try:
+        yield
+    finally:
+        for key in shared:
+            os.environ.pop(key, None)
+
+
+@contextmanager
+def _reported(logger: MLflowLogger) -> Iterator[None]:
+    """Write the reason of a failure to the run."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        logger.set_tags({"medlight.state": "failed", "medlight.reason": reason[:500]})
+        logger.flush()
+        raise
+
+
+def _raise_if_terminated(trainer: L.Trainer) -> None:
+    if trainer.received_sigterm:
+        raise MedlightError("stopped by SIGTERM; the same command with --resume goes on")
