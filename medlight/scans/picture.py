@@ -15,6 +15,7 @@ from medlight.prepare.case import Label
 Style = Literal["fill", "outline"]
 Overlay = tuple[npt.NDArray[np.integer[Any]], Style]
 Pixels = npt.NDArray[np.uint8]
+Colour = tuple[int, ...]
 
 # Okabe and Ito's colours, told apart with any colour vision (https://jfly.uni-koeln.de/color/), lightest first on grey.
 PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#009E73", "#D55E00", "#0072B2")
@@ -44,6 +45,7 @@ class _View:
 
 
 _AXIAL = _View("axial", 2, ("R", "L", "A", "P"))
+_FLAT = _View("flat", 2, ("", "", "", ""))  # a 2D image may show anything: no sides are claimed
 _CORONAL = _View("coronal", 1, ("R", "L", "S", "I"))
 _SAGITTAL = _View("sagittal", 0, ("A", "P", "S", "I"))
 
@@ -70,7 +72,7 @@ def panel(
     values = sorted({int(v) for overlay, _ in overlays for v in np.unique(overlay)} - {0})
     colours = colours_of(values, labels)
     at = _middle(image.shape, overlays)
-    views = [_AXIAL] if image.shape[2] == 1 else [_AXIAL, _CORONAL, _SAGITTAL]
+    views = [_FLAT] if image.shape[2] == 1 else [_AXIAL, _CORONAL, _SAGITTAL]
     sizes = [view.size(image.shape, spacing) for view in views]
     scale = _scale(sizes)
     grey = _window(image)
@@ -84,16 +86,17 @@ def panel(
     return np.vstack([row, *_legend(entries, {style for _, style in overlays}, row.shape[1])])
 
 
-def colours_of(values: Sequence[int], labels: Sequence[Label]) -> dict[int, tuple[int, int, int]]:
+def colours_of(values: Sequence[int], labels: Sequence[Label]) -> dict[int, Colour]:
     """Return an RGB colour for each label value: the schema's, else the palette's, by its place in the schema."""
     schema = {label.value: label for label in labels}
     order = [value for value in schema if value != 0] + [value for value in values if value not in schema]
-    found: dict[int, tuple[int, int, int]] = {}
+    found: dict[int, Colour] = {}
     for place, value in enumerate(order):
         label = schema.get(value)
-        colour = (label.colour if label else None) or PALETTE[place % len(PALETTE)]
-        red, green, blue = ImageColor.getrgb(colour)[:3]
-        found[value] = (red, green, blue)
+        own = label.colour if label else None
+        red, green, blue = ImageColor.getrgb(own or PALETTE[place % len(PALETTE)])[:3]
+        lighter = 0.0 if own else 1 - 0.6 ** (place // len(PALETTE))  # another shade each time the palette is used up
+        found[value] = tuple(round(part + (255 - part) * lighter) for part in (red, green, blue))
     return found
 
 
@@ -105,7 +108,14 @@ def _middle(shape: Sequence[int], overlays: Sequence[Overlay]) -> tuple[int, ...
     if not drawn.any():
         return tuple(n // 2 for n in shape)
     profiles = [drawn.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
-    return tuple(int(round(float(np.average(np.arange(len(p)), weights=p)))) for p in profiles)
+    return tuple(_central(profile) for profile in profiles)
+
+
+def _central(profile: npt.NDArray[np.integer[Any]]) -> int:
+    """Return the place of a profile's mean, or the nearest place where there is something to see."""
+    places = np.flatnonzero(profile)
+    mean = float(np.average(np.arange(len(profile)), weights=profile))
+    return int(places[np.argmin(np.abs(places - mean))])
 
 
 def _scale(sizes: Sequence[tuple[float, float]]) -> float:
@@ -130,7 +140,7 @@ def _draw(
     view: _View,
     grey: npt.NDArray[np.float32],
     overlays: Sequence[Overlay],
-    colours: dict[int, tuple[int, int, int]],
+    colours: dict[int, Colour],
     at: tuple[int, ...],
     size: tuple[int, int],
 ) -> Pixels:
@@ -191,11 +201,11 @@ def _side_by_side(panels: Sequence[Pixels]) -> Pixels:
     return row
 
 
-def _legend(entries: Sequence[tuple[str, tuple[int, int, int]]], styles: set[Style], width: int) -> list[Pixels]:
+def _legend(entries: Sequence[tuple[str, Colour]], styles: set[Style], width: int) -> list[Pixels]:
     """Return a strip with each label's colour and name, wrapped to the picture's width; nothing where no label is."""
     if not entries:
         return []
-    items: list[tuple[str, tuple[int, int, int] | None]] = [(name, colour) for name, colour in entries]
+    items: list[tuple[str, Colour | None]] = [(name, colour) for name, colour in entries]
     if styles == {"fill", "outline"}:
         items.append(("filled: prediction, line: truth", None))
     spots: list[tuple[float, int]] = []

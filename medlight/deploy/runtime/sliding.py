@@ -1,4 +1,4 @@
-"""Sliding-window inference in numpy, equal to MONAI's ``sliding_window_inference`` (Gaussian blending, constant padding).
+"""Sliding-window inference in numpy, equal to MONAI's ``sliding_window_inference`` with Gaussian blending.
 
 The positions, the weights and the order of the sums are MONAI 1.6's, so that a bundle gives what validation gave.
 """

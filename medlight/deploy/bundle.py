@@ -1,0 +1,141 @@
+"""The bundle: a folder with ``bundle.json`` and model files, and nothing else needed to predict.
+
+``bundle.json`` says how an input becomes what the network was trained on (spacing, orientation, normaliser), how windows
+are blended, what comes out, which files hold the network, with what tools they were made and how they compare with it.
+Digests guard the files and the description itself: a bundle that was altered is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medlight.errors import MedlightError, UsageError
+from medlight.prepare.case import Label
+
+SCHEMA_VERSION = 1
+DESCRIPTION = "bundle.json"
+_AGAIN = "mend: export it again with medlight export"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One file that holds the network.
+
+    runtime: ``onnxruntime`` or ``tensorrt``; precision: of its weights and sums.
+    dynamic_axes: names of the input's axes whose size is free (``batch``, ``i``, ``j``, ``k``).
+    size_multiple: a free spatial size must be a multiple of this.
+    """
+
+    file: str
+    runtime: str
+    precision: str
+    sha256: str
+    dynamic_axes: list[str]
+    size_multiple: int
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A deployable model; the fields are the keys of ``bundle.json``.
+
+    data: the data's signature (spatial_dims, channels, labels, classes, preparation, normalise, patch_size).
+    activation: ``softmax`` or ``sigmoid``, inside the graph: models give probabilities.
+    window: size in voxels of the prepared grid, overlap (0 to 1) and blending mode.
+    normalise_in_graph: the graph takes the scanner's own values; otherwise the predictor normalises with the
+        statistics of the whole scan.
+    parity: figures of the comparison with the trained network; empty before it was made.
+    """
+
+    root: Path
+    task: str
+    data: dict[str, Any]
+    activation: str
+    outputs: list[str]
+    window: dict[str, Any]
+    normalise_in_graph: bool
+    models: list[Model]
+    tools: dict[str, str]
+    run_id: str | None = None
+    parity: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    @classmethod
+    def load(cls, path: Path) -> Bundle:
+        """Read a bundle folder and check every digest.
+
+        Raises UsageError where the folder holds no bundle or one of another schema version, MedlightError where a
+        file is missing or was altered; both name the file and the mend.
+        """
+        root = Path(path)
+        text = _description(root)
+        if text.get("schema_version") != SCHEMA_VERSION:
+            raise UsageError(
+                f"{root / DESCRIPTION}: schema_version {text.get('schema_version')!r} is not {SCHEMA_VERSION}, "
+                "the one this medlight reads; mend: use the medlight that wrote it, or export the run again"
+            )
+        if text.pop("digest", None) != _digest(text):
+            raise MedlightError(f"{root / DESCRIPTION} was altered after the export (its digest differs); {_AGAIN}")
+        models = [Model(**entry) for entry in text.pop("models")]
+        bundle = cls(root=root, models=models, **text)
+        for model in models:
+            bundle._check(model)
+        return bundle
+
+    def save(self) -> None:
+        """Write ``bundle.json`` with its own digest."""
+        text = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "root"}
+        text["models"] = [dataclasses.asdict(model) for model in self.models]
+        text = json.loads(json.dumps(text))
+        text["digest"] = _digest(text)
+        (self.root / DESCRIPTION).write_text(json.dumps(text, indent=2) + "\n")
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        """The schema of the label maps."""
+        return tuple(
+            Label(int(e["value"]), str(e["name"]), e.get("colour"), tuple(e["code"]) if e.get("code") else None)
+            for e in self.data.get("labels", [])
+        )
+
+    def model(self, runtime: str) -> Model:
+        """Return the model for a runtime; UsageError says which there are."""
+        for model in self.models:
+            if model.runtime == runtime:
+                return model
+        there = ", ".join(sorted({model.runtime for model in self.models})) or "none"
+        raise UsageError(f"{self.root}: no model for {runtime} (there: {there}); mend: export it --to onnx")
+
+    def _check(self, model: Model) -> None:
+        file = self.root / model.file
+        if not file.is_file():
+            raise MedlightError(f"{file} is missing from the bundle; {_AGAIN}")
+        if sha256(file) != model.sha256:
+            raise MedlightError(f"{file} was altered after the export (its digest differs); {_AGAIN}")
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _description(root: Path) -> dict[str, Any]:
+    file = root / DESCRIPTION
+    if not file.is_file():
+        raise UsageError(f"{root}: no bundle here ({DESCRIPTION} is missing); mend: name a folder that export wrote")
+    try:
+        text = json.loads(file.read_text())
+    except ValueError as error:
+        raise MedlightError(f"{file}: not valid JSON ({error}); {_AGAIN}") from None
+    if not isinstance(text, dict):
+        raise MedlightError(f"{file}: not a bundle's description; {_AGAIN}")
+    return text
+
+
+def _digest(text: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()

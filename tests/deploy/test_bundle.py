@@ -1,0 +1,77 @@
+"""Bundles come back as written, and are refused when altered."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medlight.deploy.bundle import Bundle, Model, sha256
+from medlight.errors import MedlightError, UsageError
+from medlight.prepare.case import Label
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    (tmp_path / "model.onnx").write_bytes(b"weights")
+    model = Model("model.onnx", "onnxruntime", "fp32", sha256(tmp_path / "model.onnx"), ["batch", "i"], 8)
+    made = Bundle(
+        root=tmp_path,
+        task="segmentation",
+        data={"labels": [{"value": 0, "name": "background"}, {"value": 2, "name": "liver", "code": ["1", "SCT", "L"]}]},
+        activation="softmax",
+        outputs=["background", "liver"],
+        window={"size": [8, 8, 8], "overlap": 0.5, "mode": "gaussian"},
+        normalise_in_graph=False,
+        models=[model],
+        tools={"torch": "2.13.0"},
+        parity={"max_abs_diff": 1e-6},
+    )
+    made.save()
+    return made
+
+
+def test_comes_back_as_written(bundle: Bundle) -> None:
+    assert Bundle.load(bundle.root) == bundle
+    assert Bundle.load(bundle.root).labels == (Label(0, "background"), Label(2, "liver", None, ("1", "SCT", "L")))
+
+
+def test_an_altered_model_is_refused(bundle: Bundle) -> None:
+    (bundle.root / "model.onnx").write_bytes(b"weightS")
+    with pytest.raises(MedlightError, match=r"model\.onnx was altered.*mend") as error:
+        Bundle.load(bundle.root)
+    assert error.value.exit_code == 1
+
+
+def test_a_missing_model_is_refused(bundle: Bundle) -> None:
+    (bundle.root / "model.onnx").unlink()
+    with pytest.raises(MedlightError, match=r"model\.onnx is missing"):
+        Bundle.load(bundle.root)
+
+
+def test_an_altered_description_is_refused(bundle: Bundle) -> None:
+    file = bundle.root / "bundle.json"
+    file.write_text(file.read_text().replace("liver", "spleen"))
+    with pytest.raises(MedlightError, match=r"bundle\.json was altered"):
+        Bundle.load(bundle.root)
+
+
+def test_an_unknown_schema_version_is_refused(bundle: Bundle) -> None:
+    file = bundle.root / "bundle.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 99}))
+    with pytest.raises(UsageError, match="schema_version 99 is not 1.*mend"):
+        Bundle.load(bundle.root)
+
+
+def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no bundle here"):
+        Bundle.load(tmp_path)
+    (tmp_path / "bundle.json").write_text("{")
+    with pytest.raises(MedlightError, match="not valid JSON"):
+        Bundle.load(tmp_path)
+
+
+def test_an_absent_runtime_says_which_there_are(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match=r"no model for openvino \(there: onnxruntime\)"):
+        bundle.model("openvino")
