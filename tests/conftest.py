@@ -28,3 +28,14 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MEDLIGHT_DATA"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Where no skip is allowed (continuous integration), one that is no GPU test fails the whole run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if not os.environ.get("MEDLIGHT_FORBID_SKIPS") or reporter is None:
+        return
+    skipped = [r for r in reporter.stats.get("skipped", []) if "gpu" not in r.keywords]
+    if skipped:
+        reporter.write_line(f"{len(skipped)} tests were skipped, and none may be here", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
