@@ -1,0 +1,147 @@
+"""Choose the precision and memory layout that are fast and safe on this device, for one network."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from medlight.networks import heads
+from medlight.tasks.base import Task
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+Variant = tuple[Precision, bool]
+
+BUDGET_S = 1.0
+MARGIN = 1.1
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """``precision`` as Lightning names it, memory layout, and one line that says why."""
+
+    precision: Precision
+    channels_last: bool
+    reason: str
+
+
+def choose(task: Task, sample_shape: Sequence[int], accelerator: str = "auto") -> Choice:
+    """Return what trains this task's network fastest without risk.
+
+    task: knows its data (``data`` was given or taken); its network is built if it is not yet there, from a copy of the
+        random state. Neither the network nor any random state is changed.
+    sample_shape: (B, C, I, J[, K]) of a training batch.
+    accelerator: "cpu", "cuda" or "gpu", "auto" or another that Lightning knows.
+
+    On a CPU forward and backward passes of the network itself are timed for about a second, the variants taking turns;
+    fp32 with contiguous memory is left only where another is at least 10 % faster (bf16 on a CPU without matrix units
+    is often slower). On CUDA the mixed precision is given by the device (bf16 where it computes that, else fp16 with
+    loss scaling) and the memory layout is timed. Other accelerators keep fp32.
+    """
+    device = _device(accelerator)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        network = copy.deepcopy(task.network) if task.network is not None else task.build_network()
+        image = torch.randn(*sample_shape)
+    match device.type:
+        case "cpu":
+            variants: list[Variant] = [
+                ("32-true", False),
+                ("32-true", True),
+                ("bf16-mixed", False),
+                ("bf16-mixed", True),
+            ]
+        case "cuda":
+            mixed: Precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+            variants = [(mixed, False), (mixed, True)]
+        case _:
+            return Choice("32-true", False, f"{device.type}: fp32 is the safe choice")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return pick(time_variants(network.to(device).train(), image.to(device), variants), device.type)
+
+
+def pick(seconds: dict[Variant, float], device: str) -> Choice:
+    """Return the fastest variant where it beats the first by the margin, else the first."""
+    first = next(iter(seconds))
+    best = min(seconds, key=lambda variant: seconds[variant])
+    if seconds[first] < MARGIN * seconds[best]:
+        best = first
+    timed = ", ".join(f"{_name(variant)} {1000 * took:.1f} ms" for variant, took in seconds.items())
+    return Choice(*best, reason=f"{device}: {timed} a step")
+
+
+def time_variants(network: nn.Module, image: torch.Tensor, variants: Sequence[Variant]) -> dict[Variant, float]:
+    """Return the median seconds of a forward and backward pass of each variant, measured in alternating rounds.
+
+    A first pass of each is not counted; a variant that takes three times as long as the first one in it is dropped.
+    A step that takes long is measured on one sample of the batch.
+    """
+    runs: dict[Variant, tuple[nn.Module, torch.Tensor]] = {}
+    warm: dict[Variant, float] = {}
+    if len(image) > 1 and time_step(network, image, variants[0][0]) > BUDGET_S / 4 and not _needs_batch(network):
+        image = image[:1]
+    for variant in variants:
+        runs[variant] = _laid_out(network, image, variant[1])
+        time_step(*runs[variant], variant[0])
+        warm[variant] = time_step(*runs[variant], variant[0])
+    kept = [variant for variant in variants if warm[variant] <= 3 * warm[variants[0]]]
+    took: dict[Variant, list[float]] = {variant: [] for variant in kept}
+    end = time.perf_counter() + BUDGET_S
+    while len(took[kept[0]]) < ROUNDS or time.perf_counter() < end:
+        for variant in kept:
+            took[variant].append(time_step(*runs[variant], variant[0]))
+    return {variant: statistics.median(took.get(variant) or [warm[variant]]) for variant in variants}
+
+
+def time_step(network: nn.Module, image: torch.Tensor, precision: Precision) -> float:
+    """Return the seconds of one forward and backward pass."""
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    _wait(image)
+    begin = time.perf_counter()
+    with torch.autocast(image.device.type, dtype=dtype) if dtype else nullcontext():
+        output = network(image)
+    loss = torch.stack([head.float().square().mean() for head in heads(network, output, image.ndim - 2)]).sum()
+    loss.backward()
+    _wait(image)
+    took = time.perf_counter() - begin
+    network.zero_grad(set_to_none=True)
+    return took
+
+
+def _laid_out(network: nn.Module, image: torch.Tensor, channels_last: bool) -> tuple[nn.Module, torch.Tensor]:
+    if not channels_last:
+        return network, image
+    layout = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
+    moved = copy.deepcopy(network).to(memory_format=layout)  # type: ignore[call-overload]
+    return moved, image.contiguous(memory_format=layout)
+
+
+def _needs_batch(network: nn.Module) -> bool:
+    """Whether a single sample might not do in training (batch statistics of one value)."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def _device(accelerator: str) -> torch.device:
+    match accelerator:
+        case "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        case "gpu" | "cuda":
+            return torch.device("cuda")
+        case _:
+            return torch.device(accelerator)
+
+
+def _wait(image: torch.Tensor) -> None:
+    if image.device.type == "cuda":
+        torch.cuda.synchronize(image.device)
+
+
+def _name(variant: Variant) -> str:
+    return variant[0] + (" channels-last" if variant[1] else "")

@@ -1,0 +1,40 @@
+"""From a checkpoint back to a task."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medlight import config
+from medlight.errors import MedlightError, UsageError
+from medlight.tasks.base import Task
+
+
+def load(checkpoint: str | Path) -> Task:
+    """Return the task of a checkpoint on the CPU, in evaluation mode, with its averaged weights where it has any.
+
+    Lightning's weight averaging (EMA) writes the averaged weights as the checkpoint's ``state_dict``. The file is read
+    with ``weights_only=True``: no code in it is run. Raises UsageError where there is no such file, MedlightError where
+    it is no checkpoint of a task.
+    """
+    file = Path(checkpoint)
+    if not file.is_file():
+        raise UsageError(f"{file}: no such checkpoint")
+    try:
+        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        raise MedlightError(f"{file}: not a readable checkpoint: {' '.join(str(error).split())[:200]}") from error
+    hparams = dict(content.get("hyper_parameters") or {}) if isinstance(content, dict) else {}
+    known = (content.get("medlight") or {}) if isinstance(content, dict) else {}
+    class_path = known.get("class_path") or hparams.get("_class_path")
+    if not class_path:
+        raise MedlightError(f"{file}: not a checkpoint of a medlight task; train one with `medlight fit`")
+    cls = config.import_class(class_path, f"{file}: class_path")
+    names, open_ended = config.arguments(cls)
+    task: Task = cls(**{k: v for k, v in hparams.items() if (k in names or open_ended) and not k.startswith("_")})
+    task.configure_model()
+    task.load_state_dict(content["state_dict"])
+    return task.eval()

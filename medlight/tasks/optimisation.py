@@ -1,0 +1,92 @@
+"""Optimisers and learning-rate schedules by import path."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import lightning as L
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau, SequentialLR
+
+from medlight import config
+from medlight.errors import UsageError
+
+ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
+LENGTHS = ("total_iters", "T_max", "total_steps")
+BESIDE = ("interval", "monitor", "warmup")
+
+
+def check_scheduler(spec: Mapping[str, Any], key: str) -> None:
+    """Raise UsageError where a scheduler's spec names an unknown class, argument or setting."""
+    beside = {name: value for name, value in spec.items() if name not in ("class_path", "init_args")}
+    for name in beside:
+        if name not in BESIDE:
+            valid = ("class_path", "init_args", *BESIDE)
+            raise UsageError(f"{key}.{name}: no such setting of a scheduler{config.nearest(name, valid)}")
+    if beside.get("interval", "step") not in ("step", "epoch"):
+        raise UsageError(f"{key}.interval: {spec['interval']!r} is neither 'step' nor 'epoch'")
+    config.check_spec(_bare(spec), key)
+    if beside.get("warmup") and spec["class_path"].endswith("ReduceLROnPlateau"):
+        raise UsageError(f"{key}.warmup: ReduceLROnPlateau can't be warmed up; leave warmup out")
+
+
+def build_optimizer(spec: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Return the optimiser that a spec names; UsageError where it refuses its arguments."""
+    return _call(spec, parameters)
+
+
+def build_scheduler(
+    spec: Mapping[str, Any], optimizer: Optimizer, trainer: L.Trainer, monitor: str, mode: str
+) -> dict[str, Any]:
+    """Return Lightning's scheduler entry.
+
+    spec: ``{class_path, init_args, interval, monitor, warmup}``. ``interval`` is "step" or "epoch": by default "step"
+    for a schedule with a length (polynomial, cosine, one-cycle) and "epoch" for others. A length that is left out
+    (total_iters, T_max, total_steps) is the length of the fit. ``warmup`` is a number of intervals over which the rate
+    rises in a line to its full value before the schedule begins. ``monitor`` is for ReduceLROnPlateau, the task's own
+    by default.
+    """
+    cls = config.import_class(spec["class_path"])
+    names, _ = config.arguments(cls)
+    written = dict(spec.get("init_args") or {})
+    length = next((name for name in LENGTHS if name in names), None)
+    if issubclass(cls, ReduceLROnPlateau):
+        plateau = _call(spec, optimizer, mode=written.get("mode", mode))
+        frequency = trainer.check_val_every_n_epoch or 1
+        entry = {"scheduler": plateau, "monitor": spec.get("monitor") or monitor}
+        return entry | {"interval": spec.get("interval", "epoch"), "frequency": frequency}
+    interval = spec.get("interval") or ("step" if length else "epoch")
+    warmup = int(spec.get("warmup") or 0)
+    filled = {length: max(1, fit_length(trainer, interval) - warmup)} if length and length not in written else {}
+    scheduler = _call(spec, optimizer, **filled)
+    if warmup:
+        rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
+        scheduler = SequentialLR(optimizer, [rise, scheduler], milestones=[warmup])
+    return {"scheduler": scheduler, "interval": interval, "frequency": 1}
+
+
+def fit_length(trainer: L.Trainer, interval: str) -> int:
+    """Return the length of the fit in optimiser steps or epochs; UsageError where it has no end."""
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        raise UsageError("trainer: a schedule needs an end: set max_epochs or max_steps")
+    if interval == "step":
+        return int(steps)
+    batches = max(1, math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches))
+    return max(1, math.ceil(steps / batches))
+
+
+def _bare(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in spec.items() if name not in BESIDE}
+
+
+def _call(spec: Mapping[str, Any], first: Any, **filled: Any) -> Any:
+    """Call the class with what it works on first, its own arguments over those that were filled in."""
+    written = {name: config.instantiate(value) for name, value in (spec.get("init_args") or {}).items()}
+    try:
+        return config.import_class(spec["class_path"])(first, **(filled | written))
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{spec['class_path']}: {' '.join(str(error).split())}") from error
