@@ -2,6 +2,7 @@
 
 A class is written ``{class_path: package.Class, init_args: {...}}``. A dotted path reaches into a configuration;
 ``init_args`` may be left out of it: ``model.network.channels`` means ``model.init_args.network.init_args.channels``.
+A path that begins with ``./`` lies beside the YAML file that names it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import yaml
 from medlight.errors import UsageError
 
 Config = dict[str, Any]
+SCHEDULE = ("interval", "monitor")  # a learning-rate schedule also says how often it steps and what it watches
 
 
 class _Loader(yaml.SafeLoader):
@@ -50,7 +52,19 @@ def load_yaml(path: str | Path) -> Config:
         raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, dict):
         raise UsageError(f"{file}: expected keys and values at the top, found {type(loaded).__name__}")
-    return loaded
+    return dict(_beside(loaded, file.parent))
+
+
+def _beside(value: Any, folder: Path) -> Any:
+    """Turn paths that begin with ``./`` into paths beside the file that names them, relative to here where they can be."""
+    if isinstance(value, dict):
+        return {key: _beside(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_beside(inner, folder) for inner in value]
+    if isinstance(value, str) and value.startswith("./"):
+        path = (folder / value).resolve()
+        return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return value
 
 
 def merge(base: Config, over: Config) -> Config:
@@ -196,3 +210,29 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(config, list) and any(isinstance(item, (dict, list)) for item in config):
         return {k: v for i, value in enumerate(config) for k, v in flatten(value, f"{prefix}{i}.").items()}
     return {prefix.rstrip("."): config}
+
+
+_KEY = re.compile(r"--([A-Za-z_]\w*(?:\.\w+)*)")
+
+
+def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
+    """Read ``--a.b=c`` and ``--a.b c`` as dotted paths with their values, in order.
+
+    What is not understood (a stray word, a key without a value) is a UsageError that names it.
+    """
+    pairs: list[tuple[str, Any]] = []
+    rest = list(arguments)
+    while rest:
+        name, equals, text = rest.pop(0).partition("=")
+        matched = _KEY.fullmatch(name)
+        if not matched:
+            raise UsageError(f"{name}: not understood; write an override as --dotted.path=VALUE")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UsageError(f"{name}: needs a value; write {name}=VALUE")
+            text = rest.pop(0)
+        try:
+            pairs.append((matched[1], parse_value(text)))
+        except yaml.YAMLError:
+            raise UsageError(f"{name}: {text!r} is not a YAML value; quote it") from None
+    return pairs

@@ -136,8 +136,8 @@ def _build(cli: Any) -> tuple[Any, Any, dict[str, Any]]:
     task, data, trainer_args = cli.build()
     data.prepare_data()
     data.setup("fit")
-    if hasattr(task, "take_data"):
-        task.take_data(data.signature())
+    if task.hparams.get("data", "absent") is None:
+        task.hparams["data"] = data.signature()
     return task, data, trainer_args
 
 
