@@ -167,38 +167,51 @@ def instantiate(value: Any, **given: Any) -> Any:
         raise UsageError(f"{value['class_path']}: {error}") from error
 
 
+def _child(node: Any, part: str) -> Any:
+    if isinstance(node, list):
+        return node[int(part)] if part.isdecimal() and int(part) < len(node) else None
+    return node.get(part) if isinstance(node, Mapping) else None
+
+
 def _steps(config: Config, path: str) -> list[str]:
     """Split a dotted path, with the ``init_args`` that it leaves out put in."""
     steps: list[str] = []
     node: Any = config
     for part in path.split("."):
-        if is_spec(node) and part not in ("class_path", "init_args"):
+        if is_spec(node) and part not in ("class_path", "init_args", *SCHEDULE):
             steps.append("init_args")
             node = node.get("init_args")
         steps.append(part)
-        node = node.get(part) if isinstance(node, Mapping) else None
+        node = _child(node, part)
     return steps
 
 
 def get_path(config: Config, path: str) -> Any:
-    """Return the value at a dotted path; KeyError where there is none."""
+    """Return the value at a dotted path (a number counts into a list); KeyError where there is none."""
     node: Any = config
     for part in _steps(config, path):
-        if not isinstance(node, Mapping) or part not in node:
+        there = isinstance(node, Mapping) and part in node
+        if not there and not (isinstance(node, list) and part.isdecimal() and int(part) < len(node)):
             raise KeyError(path)
-        node = node[part]
+        node = _child(node, part)
     return node
 
 
 def set_path(config: Config, path: str, value: Any) -> Config:
-    """Return a copy of the configuration with the value at a dotted path replaced (or added)."""
+    """Return a copy of the configuration with the value at a dotted path replaced (or added).
+
+    Raises: UsageError where the path leads into a plain value or past the end of a list.
+    """
 
     def put(node: Any, steps: list[str]) -> Any:
         if not steps:
             return value
-        copy = dict(node) if isinstance(node, Mapping) else {}
-        copy[steps[0]] = put(copy.get(steps[0]), steps[1:])
-        return copy
+        step = steps[0]
+        if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
+            return [put(item, steps[1:]) if i == int(step) else item for i, item in enumerate(node)]
+        if node is not None and not isinstance(node, Mapping):
+            raise UsageError(f"{path}: there is no {step!r} in {node!r}")
+        return {**(node or {}), step: put(_child(node, step), steps[1:])}
 
     return dict(put(config, _steps(config, path)))
 
