@@ -56,7 +56,7 @@ def load_yaml(path: str | Path) -> Config:
 
 
 def _beside(value: Any, folder: Path) -> Any:
-    """Turn paths that begin with ``./`` into paths beside the file that names them, relative to here where they can be."""
+    """Turn paths that begin with ``./`` into paths beside the file that names them, relative to here if below."""
     if isinstance(value, dict):
         return {key: _beside(inner, folder) for key, inner in value.items()}
     if isinstance(value, list):
