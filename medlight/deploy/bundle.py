@@ -1,7 +1,8 @@
 """The bundle: a folder with ``bundle.json`` and model files, and nothing else needed to predict.
 
-``bundle.json`` says how an input becomes what the network was trained on (spacing, orientation, normaliser), how windows
-are blended, what comes out, which files hold the network, with what tools they were made and how they compare with it.
+``bundle.json`` says how an input becomes what the network was trained on (spacing, orientation, normaliser), how
+windows are blended, what comes out, which files hold the network, with what tools they were made and how they compare
+with it.
 Digests guard the files and the description itself: a bundle that was altered is refused.
 """
 

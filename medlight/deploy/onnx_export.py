@@ -53,7 +53,7 @@ def export_onnx(module: nn.Module, channels: int, window: Sequence[int], path: P
     ``onnx`` is absent.
     """
     _require_packages()
-    module = module.cpu().float().eval().to(memory_format=torch.contiguous_format)
+    module = module.cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     multiple = size_multiple(window)
     reasons: list[str] = []
     exporters: tuple[Exporter, ...] = ("dynamo", "torchscript")
@@ -111,8 +111,8 @@ class _Attempt:
         sizes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=64)}
         for axis, name in enumerate(spatial):
             sizes[axis + 2] = (self.multiple or 1) * torch.export.Dim(name)
-        options = {"dynamic_shapes": (sizes,), "external_data": False, "verbose": False}
-        torch.onnx.export(self.module, (example,), path, dynamo=True, **options, **names)
+        names |= {"dynamic_shapes": (sizes,), "external_data": False, "verbose": False}
+        torch.onnx.export(self.module, (example,), path, dynamo=True, **names)
 
     def _verify(self, path: Path) -> str | None:
         """Run the file at the example's size and at others; return what differs from torch."""

@@ -114,7 +114,7 @@ def _set_profiles(builder: Any, network: Any, config: Any, profiles: Mapping[str
 def _logger(trt: Any) -> Any:
     if trt.__name__ not in _loggers:
 
-        class Errors(trt.ILogger):  # type: ignore[name-defined, misc]
+        class Errors(trt.ILogger):
             """Keeps what TensorRT calls an error; it has no other way to say why."""
 
             def __init__(self) -> None:

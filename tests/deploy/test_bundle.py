@@ -60,7 +60,7 @@ def test_an_altered_description_is_refused(bundle: Bundle) -> None:
 def test_an_unknown_schema_version_is_refused(bundle: Bundle) -> None:
     file = bundle.root / "bundle.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 99}))
-    with pytest.raises(UsageError, match="schema_version 99 is not 1.*mend"):
+    with pytest.raises(UsageError, match=r"schema_version 99 is not 1.*mend"):
         Bundle.load(bundle.root)
 
 

@@ -74,6 +74,14 @@ def sliding_window(
     return total[:, *inside]
 
 
+def fitted(image: Array, window: Sequence[int], pad_value: Sequence[float] | None = None) -> Array:
+    """Return an image ``(C, ...)`` of exactly the window's size: padded on both sides, or its middle cut out."""
+    padded, _ = _pad(image, window, pad_value or [0.0] * image.shape[0])
+    starts = [-((side - size) // 2) for size, side in zip(padded.shape[1:], window, strict=True)]
+    cut = tuple(slice(start, start + side) for start, side in zip(starts, window, strict=True))
+    return np.ascontiguousarray(padded[:, *cut])
+
+
 def _pad(image: Array, window: Sequence[int], values: Sequence[float]) -> tuple[Array, tuple[slice, ...]]:
     """Pad an image to at least a window; return it and where the image lies in it."""
     missing = [max(side - size, 0) for side, size in zip(window, image.shape[1:], strict=True)]
