@@ -1,0 +1,8 @@
+"""Files to volumes and back. Nothing here imports torch."""
+
+from medlight.scans.nifti import write_nifti
+from medlight.scans.orientation import orientation, reorient
+from medlight.scans.read import SUFFIXES, read, stem
+from medlight.scans.volume import Channel, Volume
+
+__all__ = ["SUFFIXES", "Channel", "Volume", "orientation", "read", "reorient", "stem", "write_nifti"]

@@ -1,0 +1,154 @@
+"""Normalisation: one piece of code for training, export and prediction.
+
+Each normaliser is a clip and an affine map, found from the statistics of a whole prepared scan (see statistics.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import inf, isfinite
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from medlight.config import import_class, nearest
+from medlight.errors import UsageError
+
+Stats = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """``(clip(x, low, high) - shift) / scale``."""
+
+    low: float
+    high: float
+    shift: float
+    scale: float
+
+    def apply(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Return the array (any shape) scaled, as float32."""
+        scaled = array.astype(np.float32)
+        if isfinite(self.low) or isfinite(self.high):
+            np.clip(scaled, self.low, self.high, out=scaled)
+        scaled -= np.float32(self.shift)
+        scaled /= np.float32(self.scale)
+        return scaled
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What all normalisers share."""
+
+    per_voxel: ClassVar[bool] = False  # whether it needs no statistics of the scan, so that it can go into a graph
+
+    def scaling(self, stats: Stats) -> Scaling:
+        """Return the scaling for one channel with these statistics."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the spec that `normaliser_from` reads."""
+        return {"class_path": f"medlight.prepare.{type(self).__name__}", "init_args": asdict(self)}
+
+
+@dataclass(frozen=True)
+class ZScore(Normaliser):
+    """Mean 0 and standard deviation 1, over all voxels or over those that are not 0 (a scan with its skull stripped)."""
+
+    nonzero: bool = False
+
+    def scaling(self, stats: Stats) -> Scaling:
+        """Return the scaling; a constant scan is only shifted."""
+        chosen = stats["nonzero"] if self.nonzero else stats
+        return Scaling(-inf, inf, chosen["mean"], chosen["std"] if chosen["std"] > 1e-8 else 1.0)
+
+
+@dataclass(frozen=True)
+class Window(Normaliser):
+    """The values from ``low`` to ``high`` (HU for CT) become 0 to 1; what is outside is clipped."""
+
+    low: float
+    high: float
+    per_voxel: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.low) and isfinite(self.high) and self.low < self.high):
+            raise UsageError(f"Window: low {self.low} must lie below high {self.high}")
+
+    def scaling(self, stats: Stats | None = None) -> Scaling:
+        """Return the scaling; it is the same for every scan."""
+        return Scaling(self.low, self.high, self.low, self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Percentile(Normaliser):
+    """The values from one percentile of the scan to another become 0 to 1; what is outside is clipped.
+
+    The percentiles are those that the store keeps: 0, 0.5, 1, 2, 5, 25, 50, 75, 95, 98, 99, 99.5, 100.
+    """
+
+    low: float = 0.5
+    high: float = 99.5
+
+    def __post_init__(self) -> None:
+        kept = ("0", *(f"{p:g}" for p in PERCENTILES), "100")
+        for name in ("low", "high"):
+            text = f"{getattr(self, name):g}"
+            if text not in kept:
+                raise UsageError(f"Percentile.{name}: {text} is not kept; choose one of {', '.join(kept)}")
+        if self.low >= self.high:
+            raise UsageError(f"Percentile: low {self.low} must lie below high {self.high}")
+
+    def scaling(self, stats: Stats) -> Scaling:
+        """Return the scaling; a constant scan is only shifted."""
+        table = {"0": stats["min"], "100": stats["max"], **stats["percentiles"]}
+        low, high = table[f"{self.low:g}"], table[f"{self.high:g}"]
+        return Scaling(low, high, low, high - low if high - low > 1e-8 else 1.0)
+
+
+PERCENTILES = (0.5, 1, 2, 5, 25, 50, 75, 95, 98, 99, 99.5)
+
+
+def normaliser_from(spec: Mapping[str, Any]) -> Normaliser:
+    """Build the normaliser that `Normaliser.to_dict` described."""
+    cls = import_class(spec["class_path"], "normalise.class_path")
+    if not (isinstance(cls, type) and issubclass(cls, Normaliser)):
+        known = [f"medlight.prepare.{c.__name__}" for c in (ZScore, Window, Percentile)]
+        raise UsageError(f"normalise: {spec['class_path']} is no normaliser{nearest(spec['class_path'], known)}")
+    return cls(**(spec.get("init_args") or {}))
+
+
+def statistics(channel: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Describe one channel ``(I, J, K)`` of a prepared scan.
+
+    Keys: count, mean, std, min, max, percentiles (``{"0.5": ...}``), and the same over voxels that are not 0 under
+    ``nonzero`` (all zeros where there are none). Plain numbers, so that it can be written as JSON.
+    """
+    flat = channel.reshape(-1)
+    filled = flat[flat != 0]
+    whole = _describe(flat)
+    return {**whole, "nonzero": whole if filled.size == flat.size else _describe(filled)}
+
+
+def _describe(values: npt.NDArray[np.float32]) -> dict[str, Any]:
+    if values.size == 0:
+        values = np.zeros(1, np.float32)
+        count = 0
+    else:
+        count = values.size
+    ordered = np.sort(values)
+    spread = np.asarray(PERCENTILES) / 100 * (ordered.size - 1)
+    below = np.floor(spread).astype(int)
+    low = ordered[below].astype(np.float64)
+    high = ordered[np.minimum(below + 1, ordered.size - 1)].astype(np.float64)
+    points = low + (high - low) * (spread - below)
+    return {
+        "count": int(count),
+        "mean": float(values.mean(dtype=np.float64)),
+        "std": float(values.std(dtype=np.float64)),
+        "min": float(ordered[0]),
+        "max": float(ordered[-1]),
+        "percentiles": {f"{p:g}": float(v) for p, v in zip(PERCENTILES, points, strict=True)},
+    }

@@ -1,0 +1,147 @@
+"""Prepared cases on disk: one safetensors file each, read a slab at a time."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+from medlight.errors import MedlightError
+from medlight.prepare.case import Case
+from medlight.prepare.preparation import PreparedArrays
+from medlight.prepare.resample import Shape
+from medlight.scans.files import replacing
+from medlight.scans.orientation import Affine
+
+Slices = tuple[slice, slice, slice]
+_DTYPES = {"F32": np.float32, "U8": np.uint8, "U16": np.uint16, "I32": np.int32}
+_Place = tuple[str, tuple[int, ...], int]  # type of number, shape, bytes from the start of the file
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """A case in the store: its facts in memory, its voxels on disk.
+
+    Pickles as a few kilobytes; the file is mapped anew for each read, so workers, ranks and trials share its pages.
+
+    key: name in the store. digest: sha256 of the input's content, whatever the preparation.
+    shape, affine, spacing: of the prepared grid, I, J, K and millimetres. stats: one entry a channel
+    (`normalise.statistics`). values: label values of the case as delivered; counts: voxels of each value other than 0
+    as prepared.
+    """
+
+    case: Case
+    path: Path
+    key: str
+    digest: str
+    channels: tuple[str, ...]
+    shape: Shape
+    affine: Affine
+    original_shape: Shape
+    original_affine: Affine
+    stats: list[dict[str, Any]]
+    values: tuple[int, ...]
+    counts: dict[int, int]
+    places: dict[str, _Place]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size of the prepared grid in millimetres."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return i, j, k
+
+    @property
+    def has_label(self) -> bool:
+        """Whether there is a label map."""
+        return "label" in self.places
+
+    def image(self) -> npt.NDArray[np.float32]:
+        """The whole image, ``(C, I, J, K)`` in the scanner's own values."""
+        return np.array(self._map("image"))
+
+    def image_slab(self, slices: Slices) -> npt.NDArray[np.float32]:
+        """A box of the image, ``(C, i, j, k)``; only its pages are read."""
+        return np.array(self._map("image")[(slice(None), *slices)])
+
+    def label(self) -> npt.NDArray[Any]:
+        """The whole label map ``(I, J, K)``; MedlightError where the case has none."""
+        return np.array(self._map("label"))
+
+    def label_slab(self, slices: Slices) -> npt.NDArray[Any]:
+        """A box of the label map, ``(i, j, k)``."""
+        return np.array(self._map("label")[slices])
+
+    def foreground(self, value: int) -> npt.NDArray[np.int32]:
+        """Voxel indices ``(N, 3)`` of a label value, at most 10 000, drawn with a fixed seed; none gives ``(0, 3)``."""
+        name = f"foreground.{value}"
+        return np.array(self._map(name)) if name in self.places else np.zeros((0, 3), np.int32)
+
+    def _map(self, name: str) -> npt.NDArray[Any]:
+        if name not in self.places:
+            raise MedlightError(f"{self.case.id}: has no {name}")
+        kind, shape, start = self.places[name]
+        return np.memmap(self.path, _DTYPES[kind], "r", start, shape)
+
+
+def write_prepared(arrays: PreparedArrays, path: Path) -> None:
+    """Write a prepared case in one step. Nothing in the file tells who or where: no id, no path."""
+    tensors: dict[str, npt.NDArray[Any]] = {"image": arrays.image}
+    if arrays.label is not None:
+        tensors["label"] = arrays.label
+    tensors.update({f"foreground.{value}": index for value, index in arrays.foreground.items()})
+    facts = {
+        "channels": arrays.channels,
+        "affine": arrays.affine.tolist(),
+        "original_affine": arrays.original_affine.tolist(),
+        "original_shape": arrays.original_shape,
+        "stats": arrays.stats,
+        "values": arrays.values,
+        "counts": sorted(arrays.counts.items()),
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"medlight": json.dumps(facts)})
+
+
+def open_prepared(case: Case, path: Path, digest: str) -> PreparedCase:
+    """Read the facts of a prepared case; MedlightError where the file is not whole."""
+    try:
+        places, facts = _header(path)
+    except (OSError, ValueError, KeyError, struct.error) as error:
+        raise MedlightError(f"{path}: not a whole prepared case ({error}); remove it and prepare again") from None
+    return PreparedCase(
+        case=case,
+        path=path,
+        key=path.stem,
+        digest=digest,
+        channels=tuple(facts["channels"]),
+        shape=places["image"][1][1:],  # type: ignore[arg-type]
+        affine=np.array(facts["affine"]),
+        original_shape=tuple(facts["original_shape"]),
+        original_affine=np.array(facts["original_affine"]),
+        stats=facts["stats"],
+        values=tuple(facts["values"]),
+        counts=dict(facts["counts"]),
+        places=places,
+    )
+
+
+def _header(path: Path) -> tuple[dict[str, _Place], dict[str, Any]]:
+    """Where each tensor lies (https://huggingface.co/docs/safetensors, "Format"), and our facts."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+        size = stream.seek(0, 2)
+    facts = json.loads(header.pop("__metadata__")["medlight"])
+    places = {
+        name: (entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in header.items()
+    }
+    if size != 8 + length + max(entry["data_offsets"][1] for entry in header.values()):
+        raise ValueError("cut short")
+    return places, facts

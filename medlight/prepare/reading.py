@@ -1,0 +1,53 @@
+"""Reading what a case refers to: a file, or one entry of an array file."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from medlight.errors import MedlightError
+from medlight.prepare.case import ArrayItem, FileRef
+from medlight.scans import Channel, Volume, read
+from medlight.scans.files import shown
+
+# A picture's columns run to the patient's left and its rows downwards, as TorchIO has it.
+_PICTURE = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def read_ref(ref: FileRef) -> Volume:
+    """Read a file or an array entry as a volume; errors are MedlightErrors that name it."""
+    if isinstance(ref, ArrayItem):
+        array = open_arrays(ref.path, _stamp(ref.path))[ref.key]
+        return _picture(np.asarray(array[ref.index]))
+    return read(ref)
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+@lru_cache(maxsize=2)
+def open_arrays(path: Path, stamp: int) -> dict[str, npt.NDArray[Any]]:
+    """Read an ``.npz`` file once a process; ``stamp`` (its time of change) makes a changed file be read again."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise MedlightError(f"{shown(path)}: can't be read as .npz ({reason}); copy it again") from None
+
+
+def _picture(item: npt.NDArray[Any]) -> Volume:
+    """Bring ``(rows, columns)``, ``(rows, columns, 3)`` or ``(depth, rows, columns)`` to ``(C, I, J, K)``."""
+    if item.ndim == 2:
+        item = item[..., None]
+    if item.shape[-1] in (1, 3, 4):
+        array = item.transpose(2, 1, 0)[..., None]
+    else:
+        array = item.transpose(2, 1, 0)[None]
+    return Volume(np.ascontiguousarray(array), _PICTURE.copy(), (Channel(),) * len(array))
