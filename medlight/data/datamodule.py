@@ -1,0 +1,241 @@
+"""ScanDataModule: from a list of cases to batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torchio as tio
+from torch.utils.data import DataLoader, Dataset
+
+from medlight.data.dataset import PatchDataset, Reader, Sample, Schema, WholeDataset, for_channels, spatial
+from medlight.data.patches import Patch, Triple
+from medlight.data.sampler import DrawSampler, ShareSampler
+from medlight.errors import UsageError
+from medlight.prepare import (
+    BadCase,
+    CaseSource,
+    Label,
+    Normaliser,
+    Preparation,
+    PreparedCase,
+    PreparedSet,
+    Split,
+    Splitter,
+    Store,
+    ZScore,
+)
+
+Batch = dict[str, torch.Tensor]
+DataSignature = dict[str, Any]
+
+
+class ScanDataModule(L.LightningDataModule):
+    """Batches of patches for training, whole cases for validation and test.
+
+    A batch is a dict of plain tensors; in 2D the axis K is left out:
+
+    - ``image`` float32 ``(B, C, I, J, K)``, normalised
+    - ``label`` int64 ``(B, 1, I, J, K)``, where the data have label maps; zeros for an unlabelled case
+    - ``target`` int64 ``(B,)`` or float32 ``(B, L)``, where the data have targets; -1 or NaN for an unlabelled case
+    - ``is_labelled`` bool ``(B,)``
+    - ``case_id`` int64 ``(B,)``, index into ``case_ids``
+    - ``spacing`` float32 ``(B, 3)``, voxel size in mm
+
+    Each training sample is a function of the seed and of its draw number alone (see `medlight.data.sampler`), so the
+    stream of samples is the same for any number of workers, for any number of ranks at the same effective batch, and
+    after a resume. Ranks share each training batch; each validation or test case is seen by one rank.
+
+    Args:
+        source: lists the cases.
+        split: says which of them train, validate and test.
+        preparation: orientation and spacing; done once, kept in the store.
+        normalise: one normaliser for all channels, or one for each.
+        patch: size of the training patches; None trains on whole images, all brought to the size of the largest.
+        augment: TorchIO transforms, applied to the normalised patch in this order.
+        batch_size: training samples in a rank's batch.
+        steps_per_epoch: training batches in an epoch; None for as many as show about every case once.
+        workers: processes that load data; 0 loads in the main one.
+        on_bad_case: ``error`` refuses to start with cases that can't be used; ``skip`` leaves them out and lists them
+            in ``bad``.
+        seed: of everything that is drawn.
+        store_dir: folder of the prepared store.
+    """
+
+    def __init__(
+        self,
+        source: CaseSource,
+        split: Splitter,
+        preparation: Preparation = Preparation(),  # noqa: B008 (frozen)
+        normalise: Normaliser | list[Normaliser] = ZScore(),  # noqa: B008 (frozen)
+        patch: Patch | None = None,
+        augment: list[tio.Transform] | None = None,
+        batch_size: int = 2,
+        steps_per_epoch: int | None = None,
+        workers: int = 0,
+        on_bad_case: Literal["error", "skip"] = "error",
+        seed: int = 0,
+        store_dir: str = "mlruns/store",
+    ) -> None:
+        super().__init__()
+        _at_least("batch_size", batch_size, 1)
+        _at_least("workers", workers, 0)
+        _at_least("seed", seed, 0)
+        if steps_per_epoch is not None:
+            _at_least("steps_per_epoch", steps_per_epoch, 1)
+        self.source, self.splitter, self.preparation, self.normalise = source, split, preparation, normalise
+        self.patch, self.augment = patch, list(augment or [])
+        self.batch_size, self.steps_per_epoch, self.workers = batch_size, steps_per_epoch, workers
+        self.on_bad_case, self.seed, self.store_dir = on_bad_case, seed, store_dir
+        self.split = Split()
+        self.prepared: dict[str, list[PreparedCase]] = {}
+        self.bad: list[BadCase] = []
+        self.labels: tuple[Label, ...] = ()
+        self.classes: tuple[str, ...] = ()
+        self.multilabel = False
+        self.case_ids: list[str] = []
+        self.digests: dict[str, str] = {}
+        self.spatial_dims = 3
+
+    def prepare_data(self) -> None:
+        """Fill the store. Raises CaseError for a case that can't be used, unless they are to be skipped."""
+        if not self.prepared:
+            self._prepare(workers=self.workers)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the prepared cases; the second time there is nothing left to do."""
+        if not self.prepared:
+            self._prepare(workers=0)
+
+    def _prepare(self, workers: int) -> None:
+        listed = self.source.cases()
+        done = Store(Path(self.store_dir)).prepare(
+            listed, self.preparation, on_bad_case=self.on_bad_case, workers=workers, progress=True
+        )
+        if not done.cases:
+            raise UsageError("data.source: found no case that can be used")
+        self.classes, self.multilabel = listed.classes, listed.multilabel
+        self._take(done)
+
+    def _take(self, done: PreparedSet) -> None:
+        """Split what the store gave and note what is known of it."""
+        by_id = {prepared.case.id: prepared for prepared in done.cases}
+        self.bad, self.labels = done.bad, done.labels
+        self.split = self.splitter.assign([c.case for c in done.cases], [bad.id for bad in done.bad])
+        parts = self.split.to_dict()
+        self.prepared = {name: [by_id[case_id] for case_id in ids] for name, ids in parts.items()}
+        self.case_ids = [case_id for ids in parts.values() for case_id in ids]
+        self.digests = {case_id: by_id[case_id].digest for case_id in self.case_ids}
+        used = [by_id[case_id] for case_id in self.case_ids]
+        self.spatial_dims = 2 if all(spatial(prepared)[2] == 1 for prepared in used) else 3
+        self._check(used)
+
+    def _check(self, used: Sequence[PreparedCase]) -> None:
+        if not self.prepared["train"]:
+            raise UsageError("data.split: leaves no case for training")
+        first = used[0]
+        for other in used:
+            if other.channels != first.channels:
+                raise UsageError(
+                    f"data.source: case {other.case.id} has the images {', '.join(other.channels)}, but "
+                    f"{first.case.id} has {', '.join(first.channels)}; all cases need the same"
+                )
+        for_channels(self.normalise, len(first.channels))
+        if self.patch is not None and len(self.patch.size) != self.spatial_dims and self.patch.shape[2] != 1:
+            raise UsageError(f"data.patch.size: {self.patch.size} is for 3D, but the images are 2D; write two numbers")
+        if self.patch is not None and self.spatial_dims == 3 and len(self.patch.size) == 2:
+            raise UsageError(f"data.patch.size: {self.patch.size} is for 2D, but the images are 3D; write three numbers")
+
+    @property
+    def patch_shape(self) -> Triple:
+        """Size of the training samples along I, J, K: the patch, or the largest image along each axis."""
+        if self.patch is not None:
+            return self.patch.shape
+        shapes = [spatial(prepared) for cases in self.prepared.values() for prepared in cases]
+        i, j, k = (max(shape[axis] for shape in shapes) for axis in range(3))
+        return i, j, k
+
+    @property
+    def _schema(self) -> Schema:
+        targets = [c.case.target for cases in self.prepared.values() for c in cases if c.case.target is not None]
+        several = [len(target) for target in targets if isinstance(target, tuple)]
+        count = several[0] if several else int(bool(targets))
+        values = tuple(label.value for label in self.labels if label.value)
+        has_labels = any(c.has_label for cases in self.prepared.values() for c in cases)
+        return Schema(self.spatial_dims, values if has_labels else (), count, bool(several))
+
+    def signature(self) -> DataSignature:
+        """What a model has to know of the data, as plain values; after `setup`."""
+        channels = list(self.prepared["train"][0].channels)
+        return {
+            "spatial_dims": self.spatial_dims,
+            "channels": channels,
+            "labels": [{**asdict(label), "code": _listed(label.code)} for label in self.labels],
+            "classes": list(self.classes),
+            "multilabel": self.multilabel,
+            "preparation": self.preparation.to_dict(),
+            "normalise": [n.to_dict() for n in for_channels(self.normalise, len(channels))],
+            "patch_size": list(self.patch_shape[: self.spatial_dims]),
+        }
+
+    def _reader(self, part: str) -> Reader:
+        place = {case_id: index for index, case_id in enumerate(self.case_ids)}
+        cases = self.prepared[part]
+        return Reader(cases, [place[c.case.id] for c in cases], self.normalise, self._schema)
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """This rank's training batches."""
+        rank, world = self._share()
+        patch = self.patch or Patch(list(self.patch_shape), foreground=0)
+        reader = self._reader("train")
+        together = self.batch_size * world
+        steps = self.steps_per_epoch or max(1, round(len(reader.cases) / together))
+        sampler = DrawSampler(steps, self.batch_size, rank, world)
+        sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
+        return self._loader(PatchDataset(reader, patch, self.augment, self.seed), sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """This rank's share of the whole validation cases."""
+        return self._whole("val")
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """This rank's share of the whole test cases."""
+        return self._whole("test")
+
+    def _whole(self, part: str) -> DataLoader[Sample]:
+        rank, world = self._share()
+        together = self.patch is None and not self._schema.values  # images of one size can be batched
+        dataset = WholeDataset(self._reader(part), self.patch_shape if together else None)
+        return self._loader(dataset, ShareSampler(dataset, rank, world), self.batch_size if together else 1)
+
+    def _share(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, dataset: Dataset[Sample], sampler: DrawSampler | ShareSampler, size: int) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            batch_size=size,
+            sampler=sampler,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+            worker_init_fn=start_worker if self.workers else None,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def start_worker(worker: int) -> None:
+    """Keep a worker process to one thread: there are several of them, beside the one that trains."""
+    torch.set_num_threads(1)
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"data.{name}: {value} is too small; write a whole number of at least {least}")
+
+
+def _listed(code: tuple[str, str, str] | None) -> list[str] | None:
+    return None if code is None else list(code)

@@ -1,0 +1,205 @@
+"""Samples: dicts of plain tensors, each a pure function of what is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchio as tio
+from torch.utils.data import Dataset
+
+from medlight.data.patches import Patch, Triple, Window, cut, place
+from medlight.data.pipeline import Pipeline
+from medlight.data.sampler import case_of
+from medlight.errors import MedlightError
+
+if TYPE_CHECKING:
+    from medlight.prepare import Normaliser, PreparedCase
+
+Sample = dict[str, torch.Tensor]
+
+
+class SampleError(MedlightError):
+    """A sample could not be made; one line that names the case.
+
+    A DataLoader raises a worker's exception again with the whole traceback as its text: that is kept as a note, and
+    the message is the worker's own.
+    """
+
+    def __init__(self, message: str) -> None:
+        last = message.strip().splitlines()[-1]
+        super().__init__(last.rpartition(f"{type(self).__name__}: ")[2])
+        if last != message:
+            self.add_note(message)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What all samples of a data set have alike.
+
+    spatial_dims: 2 or 3. values: label values other than background; empty where there are no label maps.
+    targets: 0 where there are no targets, 1 for a class index, else the number of values (``multi`` is then true).
+    """
+
+    spatial_dims: int
+    values: tuple[int, ...] = ()
+    targets: int = 0
+    multi: bool = False
+
+
+class Reader:
+    """Reads parts of prepared cases, normalised, and makes samples of them.
+
+    normalise: one normaliser for all channels, or a list of one per channel.
+    """
+
+    def __init__(self, cases: Sequence[PreparedCase], index: Sequence[int], normalise: Normalisers, schema: Schema):
+        self.cases = list(cases)
+        self.index = list(index)
+        self.schema = schema
+        self.scalings = [
+            [n.scaling(s) for n, s in zip(for_channels(normalise, len(c.stats)), c.stats, strict=True)] for c in cases
+        ]
+
+    def image(self, number: int, window: Window) -> torch.Tensor:
+        """Return a part of a case's image, float32 ``(C, I, J, K)``, normalised. The window lies inside the image."""
+        slab = self.cases[number].image_slab(window.slices)
+        channels = [s.apply(c) for s, c in zip(self.scalings[number], slab, strict=True)]
+        return torch.from_numpy(channels[0][None] if len(channels) == 1 else np.stack(channels))
+
+    def label(self, number: int, window: Window) -> torch.Tensor | None:
+        """Return a part of a case's label map, uint8 or int32 ``(1, I, J, K)``; None where it has none."""
+        if not self.schema.values or not self.cases[number].has_label:
+            return None
+        slab = self.cases[number].label_slab(window.slices)
+        return torch.from_numpy(np.array(slab, dtype=np.uint8 if slab.dtype == np.uint8 else np.int32)[None])
+
+    def sample(self, number: int, image: torch.Tensor, label: torch.Tensor | None) -> Sample:
+        """Put a sample together: see `medlight.data.ScanDataModule` for its keys."""
+        prepared = self.cases[number]
+        target, has_target = self._target(prepared.case.target)
+        sample = {
+            "image": image.float().contiguous(),
+            "case_id": torch.tensor(self.index[number]),
+            "spacing": torch.tensor(prepared.spacing, dtype=torch.float32),
+            "is_labelled": torch.tensor((label is not None or not self.schema.values) and has_target),
+        }
+        if self.schema.values:
+            empty = torch.zeros((1, *image.shape[1:]), dtype=torch.int64)
+            sample["label"] = empty if label is None else label.to(torch.int64).contiguous()
+        if target is not None:
+            sample["target"] = target
+        if self.schema.spatial_dims == 2:
+            sample = {key: value[..., 0] if value.ndim == 4 else value for key, value in sample.items()}
+        return sample
+
+    def _target(self, target: int | tuple[float, ...] | None) -> tuple[torch.Tensor | None, bool]:
+        """The target tensor (None where the set has none) and whether it is known; -1 or NaN where it is not."""
+        if not self.schema.targets:
+            return None, True
+        if not self.schema.multi:
+            return torch.tensor(-1 if target is None else int(target)), target is not None  # type: ignore[arg-type]
+        values = (float("nan"),) * self.schema.targets if target is None else target
+        return torch.tensor(values, dtype=torch.float32), target is not None
+
+    def name(self, number: int) -> str:
+        """A case's id."""
+        return self.cases[number].case.id
+
+
+Normalisers = Any  # a Normaliser or a list of them; spelt out where a YAML fills it in
+
+
+def for_channels(normalise: Normalisers, channels: int) -> list[Normaliser]:
+    """Return a normaliser for each channel; UsageError where a list is of another length."""
+    every = list(normalise) if isinstance(normalise, (list, tuple)) else [normalise] * channels
+    if len(every) != channels:
+        raise MedlightError(f"data.normalise: lists {len(every)} normalisers, but the images have {channels} channels")
+    return every
+
+
+class PatchDataset(Dataset[Sample]):
+    """Training samples by draw number: the same number always gives the same sample."""
+
+    def __init__(self, reader: Reader, patch: Patch, augment: Sequence[tio.Transform], seed: int) -> None:
+        self.reader = reader
+        self.patch = patch
+        self.pipeline = Pipeline(augment)
+        self.seed = seed
+
+    def __getitem__(self, draw: int) -> Sample:
+        number = case_of(self.seed, draw, len(self.reader.cases))
+        try:
+            return self._sample(number, np.random.default_rng([self.seed, draw]))
+        except Exception as error:
+            raise failed(self.reader.name(number), error) from error
+
+    def _sample(self, number: int, rng: np.random.Generator) -> Sample:
+        prepared = self.reader.cases[number]
+        shape = spatial(prepared)
+        window = place(self.patch.shape, shape, rng, self._centre(prepared, rng))
+        with self.pipeline.seeded(int(rng.integers(2**63))):
+            plan = self.pipeline.plan(window, prepared.affine)
+            slab = plan.needed.inside(shape)
+            subject = self._subject(number, slab, prepared.affine)
+            subject = self.pipeline.run(subject, slab, plan)
+        label = subject["label"].data if "label" in subject else None
+        return self.reader.sample(number, subject["image"].data, label)
+
+    def _subject(self, number: int, slab: Window, affine: npt.NDArray[np.float64]) -> tio.Subject:
+        """Read a part of a case as TorchIO's transforms want it."""
+        moved = affine.copy()
+        moved[:3, 3] += affine[:3, :3] @ slab.low
+        images: dict[str, tio.Image] = {"image": tio.ScalarImage(tensor=self.reader.image(number, slab), affine=moved)}
+        label = self.reader.label(number, slab)
+        if label is not None:
+            images["label"] = tio.LabelMap(tensor=label, affine=moved)
+        return tio.Subject(images)
+
+    def _centre(self, prepared: PreparedCase, rng: np.random.Generator) -> npt.NDArray[np.integer[Any]] | None:
+        """A random voxel of a random class that the case has, or None for a patch anywhere."""
+        present = [value for value in self.reader.schema.values if prepared.counts.get(value)]
+        if rng.random() >= self.patch.foreground or not present:
+            return None
+        voxels = prepared.foreground(present[int(rng.integers(len(present)))])
+        return voxels[int(rng.integers(len(voxels)))]  # type: ignore[no-any-return]
+
+
+class WholeDataset(Dataset[Sample]):
+    """Whole prepared cases by index, normalised; brought to ``size`` (voxels along I, J, K) where one is given."""
+
+    def __init__(self, reader: Reader, size: Triple | None = None) -> None:
+        self.reader = reader
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.reader.cases)
+
+    def __getitem__(self, number: int) -> Sample:
+        try:
+            shape = spatial(self.reader.cases[number])
+            whole = Window((0, 0, 0), shape)
+            image, label = self.reader.image(number, whole), self.reader.label(number, whole)
+            if self.size is not None:
+                low = [-((s - n) // 2) for s, n in zip(self.size, shape, strict=True)]
+                window = Window((low[0], low[1], low[2]), self.size)
+                image, label = cut(image, window), None if label is None else cut(label, window)
+            return self.reader.sample(number, image, label)
+        except Exception as error:
+            raise failed(self.reader.name(number), error) from error
+
+
+def failed(case_id: str, error: Exception) -> SampleError:
+    """The error that names the case."""
+    text = " ".join(str(error).split())
+    return SampleError(f"case {case_id}: {text if isinstance(error, MedlightError) else f'{type(error).__name__}: {text}'}")
+
+
+def spatial(prepared: PreparedCase) -> Triple:
+    """Voxels of a prepared case along I, J, K."""
+    i, j, k = prepared.shape[-3:]
+    return i, j, k
