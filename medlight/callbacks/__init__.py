@@ -1,0 +1,11 @@
+"""What happens around a fit: checkpoints, seeds, records, pictures, tables, pruning."""
+
+from medlight.callbacks.case_table import CaseTable
+from medlight.callbacks.checkpoint import Checkpoint
+from medlight.callbacks.images import ValidationImages
+from medlight.callbacks.pruning import Pruning
+from medlight.callbacks.run_record import RunRecord
+from medlight.callbacks.step_seed import StepSeed
+from medlight.callbacks.throughput import Throughput
+
+__all__ = ["CaseTable", "Checkpoint", "Pruning", "RunRecord", "StepSeed", "Throughput", "ValidationImages"]

@@ -1,0 +1,143 @@
+"""What has to be known to repeat a run: code, versions, hardware, configuration, data."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import medlight
+from medlight.config import Config
+
+_DIFF_LIMIT = 1_000_000  # characters
+_TEXTS = ("*.py", "*.yaml", "*.yml", "*.toml", "*.cfg", "*.sh", "Makefile")  # a table in a repository may hold names
+
+
+def config_digest(config: Config) -> str:
+    """Return the sha256 of a resolved configuration, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """Return the sha256 over medlight's own source files, paths and contents."""
+    root = Path(medlight.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Return what a run ran on: code digest, git commit, versions of all packages, hardware, threads."""
+    return {
+        "medlight": medlight.__version__,
+        "code_digest": code_digest(),
+        "git": git_state(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages(),
+        "hardware": hardware(),
+        "threads": threads(),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Return the version of every installed distribution."""
+    found = ((d.metadata["Name"], d.version) for d in importlib.metadata.distributions())
+    return dict(sorted((name, version) for name, version in found if name))
+
+
+def hardware() -> dict[str, Any]:
+    """Return the CPU, its physical and logical cores, RAM in GB, and the GPUs."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_cores": psutil.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
+        "ram_gb": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+    }
+
+
+def threads() -> dict[str, Any]:
+    """Return how many threads the numerical libraries use."""
+    import torch
+
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return {"torch": torch.get_num_threads(), **{name: os.environ[name] for name in names if name in os.environ}}
+
+
+def git_state(folder: Path | None = None) -> dict[str, Any] | None:
+    """Return commit, branch and whether files differ, of the repository that the user works in; None without one."""
+    commit = _git("rev-parse", "HEAD", folder=folder)
+    if commit is None:
+        return None
+    changed = _git("status", "--porcelain", "--untracked-files=no", folder=folder)
+    branch = _git("rev-parse", "--abbrev-ref", "HEAD", folder=folder)
+    return {"commit": commit.strip(), "branch": (branch or "").strip(), "dirty": bool(changed and changed.strip())}
+
+
+def uncommitted_diff(folder: Path | None = None) -> str:
+    """Return the uncommitted changes of code and configuration, at most 1 MB of text; empty without a repository."""
+    diff = _git("diff", "HEAD", "--no-ext-diff", "--no-color", "--", *_TEXTS, folder=folder) or ""
+    return diff if len(diff) <= _DIFF_LIMIT else f"{diff[:_DIFF_LIMIT]}\n... cut: {len(diff)} characters in all\n"
+
+
+def data_fingerprint(datamodule: Any) -> dict[str, Any]:
+    """Return a data module's cases: digest per id, split, and the ids left out with the kind of reason; no file names.
+
+    digest: one over all of it, to tell data sets apart at a glance.
+    """
+    split = getattr(datamodule, "split", None)
+    digests = {str(case): str(digest) for case, digest in sorted(getattr(datamodule, "digests", {}).items())}
+    parts = {name: list(ids) for name, ids in (split.to_dict() if split is not None else {}).items()}
+    bad = {case.id: _reason(case.reason) for case in getattr(datamodule, "bad", [])}
+    whole = json.dumps([digests, parts], sort_keys=True).encode()
+    return {"digest": hashlib.sha256(whole).hexdigest()[:16], "cases": digests, "split": parts, "left_out": bad}
+
+
+_REASONS = {
+    "label": ("unknown label", "label value"),
+    "missing label": ("no label", "without a label", "has no label"),
+    "missing image": ("no image", "without an image"),
+    "geometry": ("shape", "affine", "spacing", "grid", "orientation"),
+    "unreadable": ("empty", "unreadable", "read", "truncated", "corrupt", "header"),
+}
+
+
+def _reason(text: str) -> str:
+    """Return the kind of a reason; the text itself names files."""
+    lower = text.lower()
+    return next((kind for kind, words in _REASONS.items() if any(word in lower for word in words)), "other")
+
+
+def _git(*arguments: str, folder: Path | None) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, errors="replace", timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

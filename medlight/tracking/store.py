@@ -1,0 +1,229 @@
+"""Runs and studies in the tracking store: making, finding, reading them."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlparse
+
+import psutil
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+from mlflow.exceptions import MlflowException
+
+from medlight.config import nearest
+from medlight.errors import MedlightError, UsageError
+from medlight.tracking.connection import (
+    cause,
+    client,
+    client_of,
+    creation,
+    masked,
+    reached,
+    sqlite_file,
+    tracking_uri,
+)
+from medlight.tracking.spool import Spool, journals, owner_alive
+
+__all__ = [
+    "artifact",
+    "best_child",
+    "children",
+    "client",
+    "client_of",
+    "deliver_leftovers",
+    "experiment_id",
+    "find_run",
+    "is_alive",
+    "local_path",
+    "process_tags",
+    "reached",
+    "resolve_run",
+    "runs",
+    "runs_of",
+    "spool_dir",
+    "tracking_uri",
+    "unfinished",
+]
+
+_FRESH = 90  # seconds; nine samples of the system metrics, a run's sign of life
+
+
+def spool_dir() -> Path:
+    """Return the folder of values that still have to reach the server."""
+    return Path.cwd() / "mlruns" / "spool"
+
+
+def experiment_id(study: str) -> str:
+    """Return the id of a study's experiment, made if it isn't there; with SQLite, artifacts lie in its folder.
+
+    Raises: UsageError where the experiment was deleted; MedlightError where the store can't be reached.
+    """
+    uri = tracking_uri()
+    found = client()
+    with reached(), creation(uri):
+        experiment = found.get_experiment_by_name(study)
+        if experiment is None:
+            file = sqlite_file(uri)
+            location = (file.parent / "artifacts").as_uri() if file else None
+            return _created(found, study, location)
+        if experiment.lifecycle_stage == "deleted":
+            mend = f"mlflow experiments restore -x {experiment.experiment_id}, or give the study another name"
+            raise UsageError(f"study {study!r}: its MLflow experiment was deleted; {mend}")
+        return str(experiment.experiment_id)
+
+
+def _created(found: MlflowClient, study: str, location: str | None) -> str:
+    try:
+        return str(found.create_experiment(study, artifact_location=location))
+    except MlflowException:
+        experiment = found.get_experiment_by_name(study)  # another machine was first
+        if experiment is None:
+            raise
+        return str(experiment.experiment_id)
+
+
+def runs(where: str = "", experiments: list[str] | None = None, order: str = "attributes.start_time DESC") -> list[Run]:
+    """Return every run that an MLflow filter finds (newest first), in the given experiments or in all."""
+    found, token, result = client(), None, []
+    with reached():
+        ids = [e.experiment_id for e in found.search_experiments()] if experiments is None else experiments
+        while ids:
+            page = found.search_runs(ids, where, ViewType.ACTIVE_ONLY, 1000, [order], token)
+            result += list(page)
+            token = page.token
+            if not token:
+                break
+    return result
+
+
+def find_run(text: str) -> Run:
+    """Return the run that a full id, a unique prefix of at least 4 characters, or a unique run name means.
+
+    Raises: UsageError that lists the nearest, or those that the text could mean.
+    """
+    if re.fullmatch(r"[0-9a-f]{32}", text):
+        with reached():
+            return client().get_run(text)
+    matches = runs(f"attributes.run_id LIKE '{text}%'") if re.fullmatch(r"[0-9a-f]{4,31}", text) else []
+    quoted = text.replace("'", "''")
+    matches = matches or (runs(f"attributes.run_name = '{quoted}'") if "'" not in text else [])
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        listed = ", ".join(run.info.run_id[:12] for run in matches[:5])
+        more = ", ..." if len(matches) > 5 else ""
+        raise UsageError(f"{text!r} means {len(matches)} runs ({listed}{more}); give an id")
+    known = {name: run for run in runs() for name in (run.info.run_name or "", run.info.run_id[: max(4, len(text))])}
+    raise UsageError(f"no run {text!r} in {masked(tracking_uri())}{nearest(text, known)}")
+
+
+def resolve_run(text: str) -> str:
+    """Return the id of the run that a command line argument means (see ``find_run``)."""
+    return str(find_run(text).info.run_id)
+
+
+def children(run_id: str) -> list[Run]:
+    """Return the runs whose parent this is, oldest first."""
+    return runs(f"tags.`mlflow.parentRunId` = '{run_id}'", order="attributes.start_time ASC")
+
+
+def best_child(run_id: str, metric: str, mode: Literal["min", "max"]) -> Run:
+    """Return the child that reached the best value of a metric at any step.
+
+    Raises: UsageError where no child has it.
+    """
+    offspring = children(run_id)
+    sign = 1 if mode == "max" else -1
+    scored = []
+    for run in offspring:
+        with reached():
+            points = client().get_metric_history(run.info.run_id, metric) if metric in run.data.metrics else []
+        values = [sign * p.value for p in points if p.value == p.value]
+        scored += [(max(values), run)] if values else []
+    if not scored:
+        known = {name for run in offspring for name in run.data.metrics}
+        raise UsageError(f"run {run_id}: none of its {len(offspring)} runs has {metric!r}{nearest(metric, known)}")
+    return max(scored, key=lambda pair: pair[0])[1]
+
+
+def runs_of(study: str, kind: str | None = None) -> list[Run]:
+    """Return the runs of a study, newest first; of one kind (fit, trial, sweep, export, ...) if given."""
+    with reached():
+        experiment = client().get_experiment_by_name(study)
+    if experiment is None:
+        return []
+    return runs(f"tags.`medlight.kind` = '{kind}'" if kind else "", [experiment.experiment_id])
+
+
+def unfinished(study: str, name: str, digest: str) -> list[Run]:
+    """Return the fits of this study, name and configuration that have not come to their end, newest first."""
+
+    def waits(run: Run) -> bool:
+        tags = run.data.tags
+        wanted = tags.get("medlight.name") == name and tags.get("medlight.config_digest") == digest
+        return wanted and run.info.status != "FINISHED"
+
+    return [run for run in runs_of(study, "fit") if waits(run)]
+
+
+def is_alive(run: Run) -> bool:
+    """Whether a run's process still works on it; on another machine, whether it gave a sign of life lately."""
+    tags = run.data.tags
+    if run.info.status != "RUNNING":
+        return False
+    if tags.get("medlight.host") == socket.gethostname():
+        return owner_alive(int(tags.get("medlight.pid", 0)), float(tags.get("medlight.process_start", 0)))
+    newest = max((metric.timestamp for metric in run.data._metric_objs), default=run.info.start_time)
+    return time.time() - newest / 1000 < _FRESH
+
+
+def process_tags() -> dict[str, str]:
+    """Return the tags that tell whether the process of a run is still there."""
+    start = psutil.Process().create_time()
+    return {
+        "medlight.host": socket.gethostname(),
+        "medlight.pid": str(os.getpid()),
+        "medlight.process_start": f"{start:.2f}",
+    }
+
+
+def local_path(uri: str) -> Path | None:
+    """Return the folder that an artifact address means on this machine, or None where it is a server's."""
+    parsed = urlparse(uri)
+    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
+
+
+def artifact(run_id: str, path: str) -> Path:
+    """Return a run's artifact as a local file or folder, fetched where it lies on a server.
+
+    Raises: MedlightError where the run has no such artifact; UsageError for an unknown run.
+    """
+    with reached():
+        run = client().get_run(run_id)
+    folder = local_path(run.info.artifact_uri)
+    if folder is not None:
+        if not (folder / path).exists():
+            raise MedlightError(f"run {run_id}: no artifact {path!r}")
+        return folder / path
+    target = Path.cwd() / "mlruns" / "local" / run_id
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(client().download_artifacts(run_id, path, str(target)))
+    except Exception as error:
+        raise MedlightError(f"run {run_id}: artifact {path!r} can't be fetched ({cause(error)})") from error
+
+
+def deliver_leftovers() -> int:
+    """Send what runs of this folder that are no more could not send; returns how many entries still wait."""
+    waiting = 0
+    for journal in journals(spool_dir()):
+        spool = Spool.reopened(journal)
+        if spool is not None:
+            spool.attempt()
+            waiting += spool.pending
+    return waiting
