@@ -6,7 +6,7 @@ Each normaliser is a clip and an affine map, found from the statistics of a whol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any, ClassVar
 
@@ -38,9 +38,8 @@ class Scaling:
         return scaled
 
 
-@dataclass(frozen=True)
 class Normaliser:
-    """What all normalisers share."""
+    """What all normalisers share. No data class itself, or jsonargparse would take none of its subclasses for it."""
 
     per_voxel: ClassVar[bool] = False  # whether it needs no statistics of the scan, so that it can go into a graph
 
@@ -50,12 +49,12 @@ class Normaliser:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the spec that `normaliser_from` reads."""
-        return {"class_path": f"medlight.prepare.{type(self).__name__}", "init_args": asdict(self)}
+        return {"class_path": f"medlight.prepare.{type(self).__name__}", "init_args": dict(vars(self))}
 
 
 @dataclass(frozen=True)
 class ZScore(Normaliser):
-    """Mean 0 and standard deviation 1, over all voxels or over those that are not 0 (a scan with its skull stripped)."""
+    """Mean 0 and standard deviation 1, over all voxels or over those that are not 0 (a skull-stripped scan)."""
 
     nonzero: bool = False
 
