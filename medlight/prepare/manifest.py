@@ -23,10 +23,11 @@ Row = Mapping[str, Any]
 class Manifest:
     """Cases listed in a CSV or JSON file.
 
-    Columns: ``id``; ``image``, or ``image:NAME`` for each of several; ``label`` (a label map); ``target`` (a class index
-    or name; several numbers as ``0;1;1`` for several labels at once; a number with a point for regression); ``subject``,
-    ``site``, ``split`` (train, val, test); ``table:NAME``. JSON is a list of such rows (or has it under ``cases``), and may
-    have ``boxes``: a list of ``{low: [i, j, k], high: [i, j, k], label: n}``. Paths are relative to the manifest's folder.
+    Columns: ``id``; ``image``, or ``image:NAME`` for each of several; ``label`` (a label map); ``target`` (a class
+    index or name; several numbers as ``0;1;1`` for several labels at once; a number with a point for regression);
+    ``subject``, ``site``, ``split`` (train, val, test); ``table:NAME``. JSON is a list of such rows (or has it under
+    ``cases``), and may have ``boxes``: a list of ``{low: [i, j, k], high: [i, j, k], label: n}``. Paths are relative to
+    the manifest's folder.
     label_names: voxel value to name. unlabelled: take rows without a label or target too.
     """
 
@@ -53,7 +54,7 @@ class Manifest:
                 cases.append(_case(file, name, row, classes))
         targets = [case.target for case in cases if case.target is not None]
         several = bool(targets) and all(isinstance(t, tuple) and len(t) > 1 and set(t) <= {0.0, 1.0} for t in targets)
-        names = _numbered(targets, several) if not classes else classes
+        names = classes or _numbered(targets, several)
         return CaseList(drop_duplicates(cases, bad), bad, self.label_names, names, several)
 
     def _fault(self, file: Path, row: Row, asked: list[str]) -> str | None:

@@ -11,16 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.errors import CaseError, MedlightError, UsageError
-from medlight.prepare.case import ArrayItem, Case, FileRef, Label
+from medlight.prepare.case import Case, Label
+from medlight.prepare.checks import check_images, checked_label
 from medlight.prepare.normalise import statistics
 from medlight.prepare.reading import read_ref
 from medlight.prepare.resample import Shape, spaced_grid, to_grid
-from medlight.scans import Volume, orientation, reorient
-from medlight.scans.files import shown
+from medlight.scans import Volume, reorient
 from medlight.scans.orientation import Affine
 
 FOREGROUND_LIMIT = 10_000  # voxels kept for each label: enough to draw patches from, small beside the scan
-_SAME_GRID = 0.05  # of the smallest voxel: more than rounding in a header, less than anything that matters
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +47,8 @@ class PreparedArrays:
 class Preparation:
     """How scans are brought onto a common footing.
 
-    spacing: voxel size in millimetres along the axes of ``orientation``; None keeps each scan's own. An axis of one voxel
-    (2D images) keeps its own in any case.
+    spacing: voxel size in millimetres along the axes of ``orientation``; None keeps each scan's own. An axis of one
+    voxel (2D images) keeps its own in any case.
     orientation: where the axes point, RAS for right, anterior, superior.
     anisotropy_threshold: a thick axis, with voxels more than this many times as long as the shortest, is resampled
     linearly (images) or by the nearest slice (labels), apart from the others.
@@ -83,8 +82,8 @@ class Preparation:
         try:
             volumes = {name: read_ref(ref) for name, ref in case.images.items()}
             label = None if case.label is None else read_ref(case.label)
-            _check_images(case, volumes)
-            checked = None if label is None else _checked_label(case, label, next(iter(volumes.values())), labels)
+            check_images(case, volumes)
+            checked = None if label is None else checked_label(case, label, next(iter(volumes.values())), labels)
         except CaseError:
             raise
         except MedlightError as error:
@@ -132,82 +131,6 @@ def _channel_names(images: dict[str, Volume]) -> tuple[str, ...]:
         for name, volume in images.items()
         for n in range(len(volume.array))
     )
-
-
-def _name(ref: FileRef) -> str:
-    return f"{shown(ref.path)}[{ref.key}][{ref.index}]" if isinstance(ref, ArrayItem) else shown(ref)
-
-
-def _check_images(case: Case, volumes: dict[str, Volume]) -> None:
-    for name, volume in volumes.items():
-        if volume.array.dtype.kind == "f":
-            broken = volume.array.size - int(np.isfinite(volume.array).sum())
-            if broken:
-                raise CaseError(
-                    case.id,
-                    f"{_name(case.images[name])}: {broken} voxels are not finite (NaN or infinite); replace them by 0, say",
-                )
-
-
-def _checked_label(case: Case, label: Volume, image: Volume, labels: Sequence[Label]) -> npt.NDArray[Any]:
-    """Return the label map as uint8 or uint16 ``(I, J, K)`` once it is known to fit the image and the schema."""
-    assert case.label is not None
-    file, image_file = _name(case.label), _name(next(iter(case.images.values())))
-    if len(label.array) != 1:
-        raise CaseError(
-            case.id, f"{file}: a label map has one channel, this has {len(label.array)}; merge them into one"
-        )
-    if label.shape != image.shape:
-        raise CaseError(
-            case.id,
-            f"{file}: {_by(label.shape)} voxels, but {image_file} has {_by(image.shape)}; resample the label to the image",
-        )
-    apart = grids_apart(image.affine, label.affine, image.shape)
-    if apart > _SAME_GRID * min(image.spacing):
-        raise CaseError(
-            case.id,
-            f"{file}: lies up to {apart:.3g} mm away from {image_file} (another affine, "
-            f"{orientation(label.affine)} against {orientation(image.affine)}); resample the label to the image",
-        )
-    return _whole_numbers(case, file, label.array[0], labels)
-
-
-def _whole_numbers(case: Case, file: str, array: npt.NDArray[Any], labels: Sequence[Label]) -> npt.NDArray[Any]:
-    values = np.unique(array)
-    if not np.isfinite(values).all() or (values != np.rint(values)).any():
-        odd = (
-            next(v for v in values.tolist() if v != round(v) if np.isfinite(v)) if np.isfinite(values).all() else "NaN"
-        )
-        raise CaseError(
-            case.id, f"{file}: has the value {odd}, but a label map holds whole numbers; round or replace it"
-        )
-    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-        odd = int(values.min() if values.min() < 0 else values.max())
-        raise CaseError(case.id, f"{file}: has the label value {odd}, outside 0 to 65535; give it another number")
-    check_values(case.id, file, [int(v) for v in values], labels)
-    return array.astype(np.uint8 if values.max() <= np.iinfo(np.uint8).max else np.uint16)
-
-
-def check_values(case_id: str, file: str, values: Sequence[int], labels: Sequence[Label]) -> None:
-    """Raise CaseError where a label map has a value that the schema (if there is one) doesn't name."""
-    known = {label.value for label in labels}
-    unknown = [value for value in values if value not in known and value != 0]
-    if labels and unknown:
-        raise CaseError(
-            case_id,
-            f"{file}: has the label value {unknown[0]}, which label_names doesn't list (it lists "
-            f"{', '.join(map(str, sorted(known)))}); correct the file or name the value",
-        )
-
-
-def grids_apart(one: Affine, other: Affine, shape: Shape) -> float:
-    """The furthest that any corner voxel of a grid lies from its place in another, in millimetres."""
-    corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
-    return float(np.linalg.norm(corners @ (one - other)[:3].T, axis=1).max())
-
-
-def _by(shape: Shape) -> str:
-    return "x".join(map(str, shape))
 
 
 def _foreground(label: npt.NDArray[Any]) -> tuple[dict[int, npt.NDArray[np.int32]], dict[int, int]]:

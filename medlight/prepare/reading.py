@@ -46,8 +46,6 @@ def _picture(item: npt.NDArray[Any]) -> Volume:
     """Bring ``(rows, columns)``, ``(rows, columns, 3)`` or ``(depth, rows, columns)`` to ``(C, I, J, K)``."""
     if item.ndim == 2:
         item = item[..., None]
-    if item.shape[-1] in (1, 3, 4):
-        array = item.transpose(2, 1, 0)[..., None]
-    else:
-        array = item.transpose(2, 1, 0)[None]
+    turned = item.transpose(2, 1, 0)
+    array = turned[..., None] if item.shape[-1] in (1, 3, 4) else turned[None]
     return Volume(np.ascontiguousarray(array), _PICTURE.copy(), (Channel(),) * len(array))

@@ -1,7 +1,7 @@
 """Resampling: images, label maps and probabilities from one grid to another.
 
-A grid is an affine (voxel index to RAS+ mm) and a shape. The centre of the corner voxel keeps its place when the spacing
-changes, as in ITK and nibabel; there is no shift by half a voxel.
+A grid is an affine (voxel index to RAS+ mm) and a shape. The centre of the corner voxel keeps its place when the
+spacing changes, as in ITK and nibabel; there is no shift by half a voxel.
 
 - Images: cubic B-spline (P. Thevenaz, T. Blu, M. Unser, Interpolation Revisited, IEEE TMI 19, 2000), with its overshoot
   clipped to the range of the input, so that no air gets below the scanner's lowest value.
@@ -40,10 +40,10 @@ def spacing_of(affine: Affine) -> npt.NDArray[np.float64]:
     return np.linalg.norm(affine[:3, :3], axis=0)
 
 
-def thick_axis(shape: Shape, spacings: Sequence[Sequence[float]], threshold: float) -> int | None:
-    """Return the axis whose voxels are more than ``threshold`` times as long as the shortest, in the first such spacing.
+def thick_axis(shape: Shape, spacings: Sequence[npt.NDArray[np.float64]], threshold: float) -> int | None:
+    """Return the axis whose voxels are more than ``threshold`` times as long as the shortest.
 
-    Axes of one voxel (2D images) don't count.
+    The first of ``spacings`` with such an axis decides. Axes of one voxel (2D images) don't count.
     """
     real = [axis for axis in range(3) if shape[axis] > 1]
     for spacing in spacings:

@@ -207,7 +207,7 @@ class MedMNIST:
         images, labels = arrays[f"{split}_images"], np.asarray(arrays[f"{split}_labels"])
         if len(images) != len(labels):
             raise UsageError(
-                f"{shown(file)}: {len(images)} images but {len(labels)} targets in {split}; download it again"
+                f"{shown(file)}: {len(images)} images, {len(labels)} targets in {split}; download it again"
             )
         rows = labels.reshape(len(labels), -1).tolist()
         return [

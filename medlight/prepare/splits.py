@@ -51,7 +51,7 @@ class GivenSplit:
 
 
 class RandomSplit:
-    """A share of the cases drawn for validation and test; the same seed and cases give the same split on any machine."""
+    """A share of the cases drawn for validation and test; the same on any machine for the same seed and cases."""
 
     def __init__(self, val: float = 0.2, test: float = 0.0, seed: int = 0) -> None:
         if not (0 <= val < 1 and 0 <= test < 1 and val + test < 1):

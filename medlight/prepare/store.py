@@ -26,8 +26,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from medlight.errors import CaseError, MedlightError
 from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, FileRef, Label
+from medlight.prepare.checks import check_values
 from medlight.prepare.digests import file_digests
-from medlight.prepare.preparation import Preparation, check_values
+from medlight.prepare.preparation import Preparation
 from medlight.prepare.prepared import PreparedCase, open_prepared, write_prepared
 from medlight.scans.files import shown
 

@@ -12,7 +12,7 @@ Affine = npt.NDArray[np.float64]
 
 
 def orientation(affine: Affine) -> str:
-    """Return where the axes point, as nibabel's codes: ``RAS`` is right, anterior, superior (the nearest, if oblique)."""
+    """Return where the axes point (the nearest, if oblique): ``RAS`` is right, anterior, superior."""
     return "".join(nib.aff2axcodes(affine))
 
 
@@ -28,5 +28,6 @@ def reorient(array: npt.NDArray[Any], affine: Affine, codes: str) -> tuple[npt.N
     lead = array.ndim - 3
     order = [int(axis) for axis in np.argsort(transform[:, 0])]
     flips = [slice(None, None, int(flip)) for flip in transform[:, 1]]
-    turned = array[(..., *flips)].transpose(*range(lead), *(lead + axis for axis in order))
+    flipped: npt.NDArray[Any] = array[(..., *flips)]  # type: ignore[arg-type]
+    turned = flipped.transpose(*range(lead), *(lead + axis for axis in order))
     return turned, np.asarray(moved, dtype=np.float64)

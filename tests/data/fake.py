@@ -1,4 +1,4 @@
-"""Fake scans: a bright head with brighter blobs in it, whose label map is the blobs. Every file is a function of the seed."""
+"""Fake scans: a bright head with brighter blobs in it, whose label map is the blobs; a function of the seed."""
 
 from __future__ import annotations
 
