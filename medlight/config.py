@@ -122,11 +122,10 @@ def arguments(cls: Any) -> tuple[set[str], bool]:
 
 def check_spec(spec: Mapping[str, Any], key: str) -> None:
     """Raise UsageError where a class spec, or one inside it, names an unknown class or argument."""
+    valid = ("class_path", "init_args", *(SCHEDULE if key.endswith(".scheduler") else ()))
     for name in spec:
-        if name not in ("class_path", "init_args"):
-            raise UsageError(
-                f"{key}.{name}: a class takes only class_path and init_args{nearest(name, ('class_path', 'init_args'))}"
-            )
+        if name not in valid:
+            raise UsageError(f"{key}.{name}: a class takes only {', '.join(valid)}{nearest(name, valid)}")
     names, open_ended = arguments(import_class(spec["class_path"], f"{key}.class_path"))
     for name, value in (spec.get("init_args") or {}).items():
         if name not in names and not open_ended:
