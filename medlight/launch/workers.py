@@ -276,7 +276,7 @@ def _serve(pipe: connection.Connection, job: Job) -> None:
     message: tuple[Any, ...]
     try:
         module, _, name = job.target.rpartition(".")
-        result = getattr(importlib.import_module(module), name)(**job.arguments, report=_Reporter(pipe))
+        result = getattr(importlib.import_module(module), name)(**job.arguments, report=Reporter(pipe))
         message = ("result", result)
     except BaseException as error:
         traceback.print_exc()
@@ -287,7 +287,7 @@ def _serve(pipe: connection.Connection, job: Job) -> None:
 
 
 @dataclass
-class _Reporter:
+class Reporter:
     """Asks the parent whether to stop; a plain object, so that it can be handed to a job's own processes."""
 
     pipe: connection.Connection
