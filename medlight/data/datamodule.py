@@ -94,6 +94,7 @@ class ScanDataModule(L.LightningDataModule):
         self.split = Split()
         self.prepared: dict[str, list[PreparedCase]] = {}
         self.bad: list[BadCase] = []
+        self.computed = self.reused = 0  # cases prepared now, and found in the store
         self.labels: tuple[Label, ...] = ()
         self.classes: tuple[str, ...] = ()
         self.multilabel = False
@@ -125,6 +126,7 @@ class ScanDataModule(L.LightningDataModule):
         """Split what the store gave and note what is known of it."""
         by_id = {prepared.case.id: prepared for prepared in done.cases}
         self.bad, self.labels = done.bad, done.labels
+        self.computed, self.reused = done.computed, done.reused
         self.split = self.splitter.assign([c.case for c in done.cases], [bad.id for bad in done.bad])
         parts = self.split.to_dict()
         self.prepared = {name: [by_id[case_id] for case_id in ids] for name, ids in parts.items()}
@@ -145,10 +147,9 @@ class ScanDataModule(L.LightningDataModule):
                     f"{first.case.id} has {', '.join(first.channels)}; all cases need the same"
                 )
         for_channels(self.normalise, len(first.channels))
-        if self.patch is not None and len(self.patch.size) != self.spatial_dims and self.patch.shape[2] != 1:
-            raise UsageError(f"data.patch.size: {self.patch.size} is for 3D, but the images are 2D; write two numbers")
-        if self.patch is not None and self.spatial_dims == 3 and len(self.patch.size) == 2:
-            raise UsageError(f"data.patch.size: {self.patch.size} is for 2D, but the images are 3D; write three numbers")
+        if self.patch is not None and len(self.patch.size) != self.spatial_dims:
+            size, dims = self.patch.size, self.spatial_dims
+            raise UsageError(f"data.patch.size: {size}, but the images are {dims}D; write {dims} numbers")
 
     @property
     def patch_shape(self) -> Triple:
@@ -188,7 +189,7 @@ class ScanDataModule(L.LightningDataModule):
         return Reader(cases, [place[c.case.id] for c in cases], self.normalise, self._schema)
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """This rank's training batches."""
+        """Training batches of this rank."""
         rank, world = self._share()
         patch = self.patch or Patch(list(self.patch_shape), foreground=0)
         reader = self._reader("train")
@@ -199,11 +200,11 @@ class ScanDataModule(L.LightningDataModule):
         return self._loader(PatchDataset(reader, patch, self.augment, self.seed), sampler, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample]:
-        """This rank's share of the whole validation cases."""
+        """Whole validation cases, this rank's share of them."""
         return self._whole("val")
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """This rank's share of the whole test cases."""
+        """Whole test cases, this rank's share of them."""
         return self._whole("test")
 
     def _whole(self, part: str) -> DataLoader[Sample]:
@@ -224,6 +225,7 @@ class ScanDataModule(L.LightningDataModule):
             persistent_workers=self.workers > 0,
             worker_init_fn=start_worker if self.workers else None,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its seed of workers, unused here, would be drawn from the global stream
         )
 
 

@@ -25,14 +25,16 @@ def named(ref: FileRef) -> str:
 
 
 def check_images(case: Case, volumes: dict[str, Volume]) -> None:
-    """Refuse voxels that are not numbers: they would spread through resampling and statistics."""
+    """Refuse voxels that are not numbers (they would spread), and images that show another place than the first."""
+    first = next(iter(volumes.values()))
     for name, volume in volumes.items():
-        if volume.array.dtype.kind != "f":
-            continue
-        broken = volume.array.size - int(np.isfinite(volume.array).sum())
+        file = named(case.images[name])
+        broken = volume.array.size - int(np.isfinite(volume.array).sum()) if volume.array.dtype.kind == "f" else 0
         if broken:
-            file = named(case.images[name])
             raise CaseError(case.id, f"{file}: {broken} voxels are NaN or infinite; replace them, by 0 say")
+        if not _overlap(first, volume):
+            other = named(next(iter(case.images.values())))
+            raise CaseError(case.id, f"{file}: shows no place that {other} shows; correct its affine or remove it")
 
 
 def checked_label(case: Case, label: Volume, image: Volume, labels: Sequence[Label] = ()) -> npt.NDArray[Any]:
@@ -86,6 +88,14 @@ def grids_apart(one: Affine, other: Affine, shape: Shape) -> float:
     """The furthest that any corner voxel of a grid lies from its place in another, in millimetres."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
     return float(np.linalg.norm(corners @ (one - other)[:3].T, axis=1).max())
+
+
+def _overlap(one: Volume, other: Volume) -> bool:
+    """Whether the boxes round two volumes meet, along the axes of the first."""
+    i, j, k = other.shape
+    corners = np.array([[a, b, c, 1] for a in (-0.5, i - 0.5) for b in (-0.5, j - 0.5) for c in (-0.5, k - 0.5)])
+    at = corners @ (np.linalg.inv(one.affine) @ other.affine)[:3].T
+    return bool((at.max(axis=0) > -0.5).all() and (at.min(axis=0) < np.array(one.shape) - 0.5).all())
 
 
 def _by(shape: Shape) -> str:

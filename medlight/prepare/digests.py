@@ -41,7 +41,8 @@ def file_digests(files: Iterable[Path], memory: Path) -> dict[Path, str]:
 
 def _stamp(path: Path) -> _Stamp:
     facts = path.stat()
-    return str(path.absolute()), facts.st_size, facts.st_mtime_ns
+    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()  # folder names may name patients
+    return name, facts.st_size, facts.st_mtime_ns
 
 
 def _sha256(path: Path) -> str:

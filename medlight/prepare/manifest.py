@@ -28,10 +28,12 @@ class Manifest:
     ``subject``, ``site``, ``split`` (train, val, test); ``table:NAME``. JSON is a list of such rows (or has it under
     ``cases``), and may have ``boxes``: a list of ``{low: [i, j, k], high: [i, j, k], label: n}``. Paths are relative to
     the manifest's folder.
-    label_names: voxel value to name. unlabelled: take rows without a label or target too.
+    label_names: voxel value to name, as in `ImageFolders`. unlabelled: take rows without a label or target too.
     """
 
-    def __init__(self, path: str, label_names: dict[int, str] | None = None, unlabelled: bool = False) -> None:
+    def __init__(
+        self, path: str, label_names: dict[int, str | dict[str, Any]] | None = None, unlabelled: bool = False
+    ) -> None:
         self.path, self.label_names, self.unlabelled = path, labels_from(label_names), unlabelled
 
     def cases(self) -> CaseList:
@@ -48,10 +50,14 @@ class Manifest:
         for number, row in enumerate(rows, start=1):
             name = str(row.get("id") or "").strip() or f"row {number}"
             fault = self._fault(file, row, asked)
-            if fault:
+            try:
+                case = None if fault else _case(file, name, row, classes)
+            except (KeyError, TypeError, ValueError) as error:
+                fault = f"a target or box is not written as it should be ({error}); correct it"
+            if fault or case is None:
                 bad.append(BadCase(name, f"{shown(file)} row {number}: {fault}"))
             else:
-                cases.append(_case(file, name, row, classes))
+                cases.append(case)
         targets = [case.target for case in cases if case.target is not None]
         several = bool(targets) and all(isinstance(t, tuple) and len(t) > 1 and set(t) <= {0.0, 1.0} for t in targets)
         names = classes or _numbered(targets, several)
@@ -83,8 +89,11 @@ def _rows(file: Path) -> list[Row]:
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise UsageError(f"{shown(file)}: expected a list of cases (or one under the key 'cases')")
     else:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
+        try:
+            with file.open(newline="", encoding="utf-8-sig") as stream:
+                rows = list(csv.DictReader(stream))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UsageError(f"{shown(file)}: can't be read as CSV in UTF-8 ({error})") from None
     if not rows:
         raise UsageError(f"{shown(file)}: lists no case")
     return rows

@@ -72,7 +72,8 @@ class Preparation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments that build an equal preparation, as plain values."""
-        return asdict(self)
+        spacing = None if self.spacing is None else [float(size) for size in self.spacing]
+        return {**asdict(self), "spacing": spacing, "anisotropy_threshold": float(self.anisotropy_threshold)}
 
     def prepare(self, case: Case, labels: Sequence[Label] = ()) -> PreparedArrays:
         """Read and prepare a case; whatever is wrong with it is a CaseError.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,26 @@ _PICTURE = np.diag([-1.0, -1.0, 1.0, 1.0])
 def read_ref(ref: FileRef) -> Volume:
     """Read a file or an array entry as a volume; errors are MedlightErrors that name it."""
     if isinstance(ref, ArrayItem):
-        array = open_arrays(ref.path, _stamp(ref.path))[ref.key]
-        return _picture(np.asarray(array[ref.index]))
+        array = read_array(ref.path, ref.key)
+        if not 0 <= ref.index < len(array):
+            raise MedlightError(f"{shown(ref.path)}: {ref.key} has {len(array)} entries, none at {ref.index}")
+        return _picture(array[ref.index])
     return read(ref)
 
 
-def _stamp(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.is_file() else 0
+def read_array(path: Path, key: str) -> npt.NDArray[Any]:
+    """Read one array of an ``.npz`` file, once a process as long as the file doesn't change; don't write to it."""
+    return _read_array(path, key, path.stat().st_mtime_ns if path.is_file() else 0)
 
 
-@lru_cache(maxsize=2)
-def open_arrays(path: Path, stamp: int) -> dict[str, npt.NDArray[Any]]:
-    """Read an ``.npz`` file once a process; ``stamp`` (its time of change) makes a changed file be read again."""
+@lru_cache(maxsize=6)
+def _read_array(path: Path, key: str, stamp: int) -> npt.NDArray[Any]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+            return np.asarray(arrays[key])
+    except KeyError:
+        raise MedlightError(f"{shown(path)}: has no array {key!r}; give a file in MedMNIST's layout") from None
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         reason = " ".join(str(error).split())
         raise MedlightError(f"{shown(path)}: can't be read as .npz ({reason}); copy it again") from None
 

@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from medlight.errors import UsageError
 from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, Label
 from medlight.prepare.paths import data_path
-from medlight.prepare.reading import open_arrays
+from medlight.prepare.reading import read_array
 from medlight.scans import SUFFIXES, stem
 from medlight.scans.files import shown
 
@@ -73,15 +71,15 @@ def _file(case: Case) -> Path:
 class ImageFolders:
     """A folder of images and a folder of label maps with the same file names (NIfTI).
 
-    images, labels: folders, found as `data_path` says. label_names: voxel value to name; where left out, the values
-    found in the data are used. unlabelled: take images without a label too, as unlabelled cases.
+    images, labels: folders, found as `data_path` says. label_names: voxel value to name (or to ``{name: ..., colour:
+    "#rrggbb", code: [value, scheme, meaning]}``); where left out, the values found in the data are used. unlabelled: take images without a label too, as unlabelled cases.
     """
 
     def __init__(
         self,
         images: str,
         labels: str | None = None,
-        label_names: dict[int, str] | None = None,
+        label_names: dict[int, str | dict[str, Any]] | None = None,
         unlabelled: bool = False,
     ) -> None:
         if labels is None and not unlabelled:
@@ -193,23 +191,14 @@ class MedMNIST:
     def cases(self) -> CaseList:
         """List the cases, split by split."""
         file = data_path(self.path)
-        arrays = open_arrays(file, file.stat().st_mtime_ns)
-        needed = [f"{split}_{kind}" for split in ("train", "val", "test") for kind in ("images", "labels")]
-        absent = [key for key in needed if key not in arrays]
-        if absent:
-            raise UsageError(f"{shown(file)}: has no array {absent[0]!r}; give a MedMNIST file")
-        cases = [case for split in ("train", "val", "test") for case in self._split(file, split, arrays)]
-        width = int(arrays["train_labels"].reshape(len(arrays["train_labels"]), -1).shape[1])
-        classes = width if width > 1 else 1 + max(int(arrays[f"{s}_labels"].max()) for s in ("train", "val", "test"))
+        labels = {split: read_array(file, f"{split}_labels") for split in ("train", "val", "test")}
+        targets = {split: array.reshape(len(array), -1).tolist() for split, array in labels.items()}
+        cases = [case for split, rows in targets.items() for case in self._split(file, split, rows)]
+        width = len(targets["train"][0])
+        classes = width if width > 1 else 1 + max(row[0] for rows in targets.values() for row in rows)
         return CaseList(cases, classes=tuple(map(str, range(classes))), multilabel=width > 1)
 
-    def _split(self, file: Path, split: str, arrays: dict[str, Any]) -> list[Case]:
-        images, labels = arrays[f"{split}_images"], np.asarray(arrays[f"{split}_labels"])
-        if len(images) != len(labels):
-            raise UsageError(
-                f"{shown(file)}: {len(images)} images, {len(labels)} targets in {split}; download it again"
-            )
-        rows = labels.reshape(len(labels), -1).tolist()
+    def _split(self, file: Path, split: str, rows: list[list[int]]) -> list[Case]:
         return [
             Case(
                 id=f"{split}_{index:05d}",

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from medlight.errors import CaseError, MedlightError
 from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, FileRef, Label
-from medlight.prepare.checks import check_values
+from medlight.prepare.checks import check_values, named
 from medlight.prepare.digests import file_digests
 from medlight.prepare.preparation import Preparation
 from medlight.prepare.prepared import PreparedCase, open_prepared, write_prepared
@@ -130,7 +130,7 @@ class Store:
             raise CaseError(case.id, faults[path])
         prepared = open_prepared(case, path, content)
         if case.label is not None:
-            check_values(case.id, shown(_path(case.label)), prepared.values, schema)
+            check_values(case.id, named(case.label), prepared.values, schema)
         return prepared
 
     def _sweep(self) -> None:
@@ -150,6 +150,8 @@ def _prepare_one(preparation: Preparation, job: _Job) -> str | None:
         write_prepared(preparation.prepare(case), path)
     except CaseError as error:
         return str(error)
+    except Exception as error:
+        raise MedlightError(f"{named(next(iter(case.images.values())))}: {type(error).__name__}: {error}") from error
     return None
 
 

@@ -36,7 +36,7 @@ def read_nifti(path: Path) -> Volume:
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise MedlightError(f"{shown(path)}: can't be read as NIfTI ({reason}); copy it again or remove it") from None
-    affine = np.asarray(image.affine, dtype=np.float64)
+    affine = _with_slice_axis(np.asarray(image.affine, dtype=np.float64), array.shape[1:])
     _check_affine(affine, path)
     return Volume(array, affine, (Channel(),) * len(array))  # the header's free text may name the patient: left out
 
@@ -66,6 +66,16 @@ def _channels_first(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     array = array.reshape(array.shape + (1,) * (3 - array.ndim))
     flat = array.reshape(*array.shape[:3], -1)
     return np.moveaxis(flat, -1, 0).astype(flat.dtype.newbyteorder("="), copy=False)
+
+
+def _with_slice_axis(affine: npt.NDArray[np.float64], shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    """A 2D file may say nothing of a third axis: it then gets 1 mm, at right angles to the picture."""
+    if shape[2] > 1 or np.any(affine[:3, 2]):
+        return affine
+    normal = np.cross(affine[:3, 0], affine[:3, 1])
+    mended = affine.copy()
+    mended[:3, 2] = normal / (np.linalg.norm(normal) or 1)
+    return mended
 
 
 def _check_affine(affine: npt.NDArray[np.float64], path: Path) -> None:

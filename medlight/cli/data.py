@@ -1,0 +1,183 @@
+"""prepare scans for training, download public data sets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from medlight.config import parse_overrides
+from medlight.errors import UsageError
+
+TAKES_OVERRIDES = True
+EPILOG = """\
+example:
+  medlight data prepare -c experiments/hippocampus/fit.yaml
+  medlight data download Task04_Hippocampus
+
+`medlight data ACTION --help` shows an action's arguments."""
+_PREPARE = """\
+example:
+  medlight data prepare -c experiments/hippocampus/fit.yaml --workers 2 --on-bad-case skip
+  medlight data prepare -c fit.yaml --data.preparation.spacing=[1,1,1]
+
+Each case is read, checked, oriented and resampled once, into the store that the file names (mlruns/store).
+What is there already is not done again; a run that was stopped goes on where it was."""
+_DOWNLOAD = """\
+example:
+  medlight data download Task04_Hippocampus
+  medlight data download breastmnist scans --from ~/Downloads/breastmnist.npz
+
+names: Task01_BrainTumour Task02_Heart Task03_Liver Task04_Hippocampus Task05_Prostate Task06_Lung Task07_Pancreas
+  Task08_HepaticVessel Task09_Spleen Task10_Colon (Medical Segmentation Decathlon, http://medicaldecathlon.com);
+  pathmnist chestmnist dermamnist octmnist pneumoniamnist retinamnist breastmnist bloodmnist tissuemnist
+  organamnist organcmnist organsmnist, and organ-, nodule-, adrenal-, fracture-, vessel-, synapsemnist3d
+  (MedMNIST, https://medmnist.com, 28 pixels)"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``medlight data``."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    text = "build the prepared store of a study"
+    prepare = actions.add_parser("prepare", help=text, description=text, epilog=_PREPARE, **options)
+    prepare.add_argument(
+        "-c", "--config", action="append", required=True, metavar="FILE", help="fit YAML; later over earlier"
+    )
+    prepare.add_argument("--on-bad-case", choices=("error", "skip"), help="what to do with a case that can't be used")
+    prepare.add_argument(
+        "--workers", type=int, metavar="N", help="processes; 0 works in this one (default: the file's)"
+    )
+    text = "fetch a public data set, its digest checked"
+    download = actions.add_parser("download", help=text, description=text, epilog=_DOWNLOAD, **options)
+    download.add_argument("name", metavar="NAME", help="a data set, see below")
+    download.add_argument(
+        "out", metavar="OUT", nargs="?", type=Path, help="folder (default: MEDLIGHT_DATA, else ./data)"
+    )
+    download.add_argument("--from", dest="source", metavar="FILE|FOLDER|URL", help="in place of the official source")
+    for action in (prepare, download):
+        action.add_argument(
+            "--json", metavar="FILE", help="write what was done as JSON ('-': standard output, no table)"
+        )
+        action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the chosen action."""
+    overrides = parse_overrides(args.overrides)
+    if args.action == "prepare":
+        return _prepare(args, overrides)
+    if overrides:
+        raise UsageError(f"--{overrides[0][0]}: not an option of data download")
+    return _download(args)
+
+
+def _prepare(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:
+    from medlight.launch.fit import quiet
+    from medlight.launch.resolve import read
+
+    quiet()
+    if args.on_bad_case:
+        overrides = [*overrides, ("data.on_bad_case", args.on_bad_case)]
+    if args.workers is not None:
+        overrides = [*overrides, ("data.workers", args.workers)]
+    module = _data_module(read(args.config, overrides))
+    module.prepare_data()
+    module.setup("fit")
+    found = summary(module)
+    if args.json != "-":
+        _print(found)
+    _write(args.json, found)
+    return 0
+
+
+def _data_module(config: dict[str, Any]) -> Any:
+    """Build the data module of a configuration as a fit would; the other sections are not looked at."""
+    import lightning as L
+    from jsonargparse import ArgumentParser
+
+    from medlight.config import check_spec, is_spec
+    from medlight.launch.resolve import one_line
+
+    if not is_spec(config.get("data")):
+        raise UsageError("data: missing; write data: {class_path: medlight.data.ScanDataModule, init_args: {...}}")
+    check_spec(config["data"], "data")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(L.LightningDataModule, "data")
+    try:
+        parsed = parser.parse_object({"data": config["data"]})
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(one_line(str(error))) from None
+    return parser.instantiate_classes(parsed).data
+
+
+def summary(module: Any) -> dict[str, Any]:
+    """What a prepared data module holds, as plain values."""
+    prepared = {name: list(cases) for name, cases in module.prepared.items()}
+    every = [case for cases in prepared.values() for case in cases]
+    return {
+        "store": str(Path(module.store_dir).absolute()),
+        "computed": module.computed,
+        "reused": module.reused,
+        "cases": {name: len(cases) for name, cases in prepared.items()},
+        "labels": {str(label.value): label.name for label in module.labels},
+        "classes": list(module.classes),
+        "channels": list(every[0].channels) if every else [],
+        "shape": _range([case.shape for case in every]),
+        "spacing": _range([[round(s, 4) for s in case.spacing] for case in every]),
+        "bad": [{"id": bad.id, "reason": bad.reason} for bad in module.bad],
+    }
+
+
+def _range(rows: list[Any]) -> list[list[float]]:
+    """Smallest and largest along each of three axes."""
+    return [[min(axis), max(axis)] for axis in zip(*rows, strict=True)]
+
+
+def _print(found: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    uses = [f"{count} {name}" for name, count in found["cases"].items() if count]
+    table.add_row("cases", ", ".join(uses) or "none")
+    table.add_row("images", ", ".join(found["channels"]))
+    if found["labels"]:
+        table.add_row("labels", ", ".join(f"{value} {name}" for value, name in found["labels"].items()))
+    if found["classes"]:
+        table.add_row("classes", ", ".join(found["classes"]))
+    table.add_row("voxels", " x ".join(map(_span, found["shape"])))
+    table.add_row("spacing", " x ".join(map(_span, found["spacing"])) + " mm")
+    table.add_row("store", f"{found['store']} ({found['computed']} prepared now, {found['reused']} reused)")
+    for number, bad in enumerate(found["bad"]):
+        table.add_row("" if number else "left out", bad["reason"])
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
+
+
+def _span(ends: list[float]) -> str:
+    low, high = ends
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
+
+
+def _download(args: argparse.Namespace) -> int:
+    from medlight.cli.download import default_folder, fetch, find
+
+    dataset = find(args.name)
+    place = fetch(dataset, args.out or default_folder(), args.source, progress=sys.stderr.isatty())
+    if args.json != "-":
+        print(place)
+    _write(args.json, {"name": dataset.name, "path": str(place), "md5": dataset.md5})
+    return 0
+
+
+def _write(target: str | None, found: dict[str, Any]) -> None:
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    if target == "-":
+        print(text)
+    elif target:
+        Path(target).write_text(text + "\n")
