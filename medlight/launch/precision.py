@@ -36,8 +36,8 @@ class Choice:
 def choose(task: Task, sample_shape: Sequence[int], accelerator: str = "auto") -> Choice:
     """Return what trains this task's network fastest without risk.
 
-    task: knows its data (``data`` was given or taken); its network is built if it is not yet there, from a copy of the
-        random state. Neither the network nor any random state is changed.
+    task: knows its data (``data`` was given or taken). A network of its own is built for the probe: neither the task
+        nor any random state is changed.
     sample_shape: (B, C, I, J[, K]) of a training batch.
     accelerator: "cpu", "cuda" or "gpu", "auto" or another that Lightning knows.
 
@@ -48,7 +48,7 @@ def choose(task: Task, sample_shape: Sequence[int], accelerator: str = "auto") -
     """
     device = _device(accelerator)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        network = copy.deepcopy(task.network) if task.network is not None else task.build_network()
+        network = task.build_network()
         image = torch.randn(*sample_shape)
     match device.type:
         case "cpu":
@@ -85,12 +85,14 @@ def time_variants(network: nn.Module, image: torch.Tensor, variants: Sequence[Va
     """
     runs: dict[Variant, tuple[nn.Module, torch.Tensor]] = {}
     warm: dict[Variant, float] = {}
+    layouts = {last: _laid_out(network, last, image.ndim) for last in {last for _, last in variants}}
     if len(image) > 1 and time_step(network, image, variants[0][0]) > BUDGET_S / 4 and not _needs_batch(network):
         image = image[:1]
-    for variant in variants:
-        runs[variant] = _laid_out(network, image, variant[1])
-        time_step(*runs[variant], variant[0])
-        warm[variant] = time_step(*runs[variant], variant[0])
+    for precision, last in variants:
+        moved, layout = layouts[last]
+        runs[precision, last] = run = (moved, image.contiguous(memory_format=layout))
+        time_step(*run, precision)
+        warm[precision, last] = time_step(*run, precision)
     kept = [variant for variant in variants if warm[variant] <= 3 * warm[variants[0]]]
     took: dict[Variant, list[float]] = {variant: [] for variant in kept}
     end = time.perf_counter() + BUDGET_S
@@ -115,12 +117,11 @@ def time_step(network: nn.Module, image: torch.Tensor, precision: Precision) -> 
     return took
 
 
-def _laid_out(network: nn.Module, image: torch.Tensor, channels_last: bool) -> tuple[nn.Module, torch.Tensor]:
+def _laid_out(network: nn.Module, channels_last: bool, dims: int) -> tuple[nn.Module, torch.memory_format]:
     if not channels_last:
-        return network, image
-    layout = torch.channels_last if image.ndim == 4 else torch.channels_last_3d
-    moved = copy.deepcopy(network).to(memory_format=layout)  # type: ignore[call-overload]
-    return moved, image.contiguous(memory_format=layout)
+        return network, torch.contiguous_format
+    layout = torch.channels_last if dims == 4 else torch.channels_last_3d
+    return copy.deepcopy(network).to(memory_format=layout), layout  # type: ignore[call-overload]
 
 
 def _needs_batch(network: nn.Module) -> bool:

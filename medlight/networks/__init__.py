@@ -1,7 +1,7 @@
 """What is trained: any network by import path."""
 
-from medlight.networks.build import build, spatial_size
+from medlight.networks.build import build, check, spatial_size
 from medlight.networks.heads import final_head, heads
 from medlight.networks.plan import plan_dynunet
 
-__all__ = ["build", "final_head", "heads", "plan_dynunet", "spatial_size"]
+__all__ = ["build", "check", "final_head", "heads", "plan_dynunet", "spatial_size"]

@@ -46,6 +46,16 @@ def build(spec: Mapping[str, Any], signature: Signature, out_channels: int) -> n
     return network
 
 
+def check(spec: Mapping[str, Any], key: str) -> None:
+    """Raise UsageError where a network's spec names an unknown class or argument."""
+    config.check_spec(spec, key)
+    names, open_ended = _arguments(config.import_class(spec["class_path"]))
+    for name in spec.get("init_args") or {}:
+        if name not in names and not open_ended:
+            near = config.nearest(name, names)
+            raise UsageError(f"{key}.init_args.{name}: {spec['class_path']} has no argument {name!r}{near}")
+
+
 def spatial_size(signature: Signature) -> list[int]:
     """Return the voxels along each spatial axis of what the network is trained on."""
     return [int(n) for n in signature["patch_size"]][: int(signature["spatial_dims"])]

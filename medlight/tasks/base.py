@@ -66,8 +66,8 @@ class Task(L.LightningModule):
                 continue
             if not config.is_spec(spec):
                 raise UsageError(f"{key}: expected class_path and init_args, found {spec!r}")
-            check = optimisation.check_scheduler if name == "scheduler" else config.check_spec
-            check(spec, key)
+            checks = {"network": networks.check, "scheduler": optimisation.check_scheduler}
+            checks.get(name, config.check_spec)(spec, key)
         self._check_monitor()
 
     def _check_monitor(self) -> None:
@@ -242,7 +242,9 @@ class Task(L.LightningModule):
         self.configure_model()
         assert self.network is not None
         scaling = in_graph_scaling(self.data)
-        network = copy.deepcopy(self.network)
+        with torch.random.fork_rng(devices=[]):
+            network = self.build_network()  # not deepcopy: DynUNet holds on to its last heads, which can't be copied
+        network.load_state_dict(self.network.state_dict())
         return Deployable(network, self.activation, int(self.data["spatial_dims"]), scaling).float().eval()
 
     def window(self) -> dict[str, Any]:
