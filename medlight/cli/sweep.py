@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("status",), help="show a sweep's trials instead of running one")
     parser.add_argument("sweep", nargs="?", metavar="NAME", help="with status: STUDY-NAME, or the sweep's name alone")
     parser.add_argument("-c", "--config", metavar="FILE", help="the sweep.yaml")
+    parser.add_argument("--name", metavar="NAME", help="another name than the file's: a sweep of its own")
     parser.add_argument("--trials", type=int, metavar="N", help="how many trials in all")
     parser.add_argument("--workers", type=int, metavar="N", help="how many trials at the same time")
     parser.add_argument("--storage", metavar="URL", help="study in a database: postgresql://USER@HOST/DATABASE")
@@ -51,7 +52,7 @@ def _sweep(args: argparse.Namespace) -> int:
     from medlight.launch import workers
     from medlight.sweeps.spec import load
 
-    changes = {key: getattr(args, key) for key in ("trials", "workers", "storage")}
+    changes = {key: getattr(args, key) for key in ("name", "trials", "workers", "storage")}
     console = Console(stderr=args.json == "-")
     workers.warm_up()  # imports while this process reads
     sweep = load(Path(args.config), parse_overrides(args.overrides), changes)

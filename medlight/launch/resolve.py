@@ -48,6 +48,7 @@ class ConfigCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Read the dictionary; the command line was merged into it before."""
         self.config = parser.parse_object(args)
+        self.config.pop("config", None)  # LightningCLI's own --config, which a resolved configuration can't hold
 
     def _set_seed(self) -> None:
         """Left to the launcher: a configuration that is only read draws nothing."""

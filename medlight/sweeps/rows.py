@@ -79,6 +79,6 @@ def to_csv(study: optuna.Study, metrics: list[str]) -> str:
     for each in table:
         values: list[Any] = list(each.values or [""] * len(metrics))
         found = [each.params.get(name, "") for name in params]
-        last = [each.seconds, each.retry_of, each.run_id, each.reason]
+        last: list[Any] = [each.seconds, each.retry_of, each.run_id, each.reason]
         writer.writerow([each.number, each.state, *values, *found, *last])
     return text.getvalue()

@@ -83,7 +83,10 @@ class Sweep:
 
     def build_sampler(self, before: int = 0) -> Any:
         """The Optuna sampler; its seed moves on with the trials before it, so that none is drawn again on a resume."""
-        return _build(self.sampler, "sampler", seed=self.seed + before)
+        written = dict(self.sampler.get("init_args") or {})
+        seed = written.pop("seed", None)
+        seed = (self.seed if seed is None else seed) + before
+        return _build({**self.sampler, "init_args": written}, "sampler", seed=seed)
 
     def build_pruner(self) -> Any:
         """The Optuna pruner; one that never prunes where the file names none."""

@@ -55,7 +55,7 @@ def opened(full_name: str, url: str | None) -> Iterator[BaseStorage]:
             _mend(file)
             yield JournalStorage(JournalFileBackend(str(file)))
     except filelock.Timeout:
-        raise UsageError(f"sweep {full_name} is running already ({file}.held); wait for it, or give a name") from None
+        raise UsageError(f"sweep {full_name} is running already ({file}.held); wait for it, or give another --name") from None
 
 
 def _mend(file: Path) -> None:

@@ -21,7 +21,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from medlight.config import Config
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import UsageError
 from medlight.launch import workers
 from medlight.launch.workers import Ended, Job, Report, Worker
 from medlight.sweeps import rows, space, study
@@ -120,14 +120,14 @@ def _existing(storage: BaseStorage, sweep: Sweep, identity: dict[str, str], resu
         count = len(study.ended(found))
         raise UsageError(
             f"sweep {sweep.full_name} was started before ({count} of {sweep.trials} trials ended); "
-            f"go on with it by --resume, or give another name"
+            f"go on with it by --resume, or give another --name"
         )
     before = found.user_attrs.get("identity", {})
     changed = [part for part in identity if before.get(part) != identity[part]]
     if changed:
         raise UsageError(
             f"--resume: {', '.join(changed)} changed since sweep {sweep.full_name} was started; "
-            f"change it back, or give another name"
+            f"change it back, or give another --name"
         )
     return found
 
