@@ -1,0 +1,233 @@
+"""Checkpoint to bundle to prediction, for real, on scans that are neither isotropic nor RAS."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+import medlight.deploy.export as export_module
+from medlight import tasks
+from medlight.deploy.bundle import Bundle
+from medlight.deploy.export import check_targets, export
+from medlight.deploy.parity import ParityError
+from medlight.deploy.runtime import Predictor
+from medlight.errors import MedlightError, UsageError
+from medlight.prepare.reading import read_ref
+from medlight.scans import Volume, read
+from tests.deploy.trained import Trained, classification, segmentation
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return segmentation(tmp_path_factory.mktemp("segmentation"))
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Trained) -> Bundle:
+    return export(trained.checkpoint, trained.checkpoint.parent / "bundle", cases=trained.cases, run_id="r", threads=1)
+
+
+def test_the_bundle_says_what_torch_says(bundle: Bundle, trained: Trained) -> None:
+    figures = json.loads((bundle.root / "parity.json").read_text())
+    assert figures["passed"]
+    assert 0 < figures["max_abs_diff"] < 1e-4
+    assert figures["label_agreement"] > 0.999
+    assert figures["dice_diff"] < 1e-3
+    assert figures["cases"] == len(figures["per_case"]) == 2
+    assert all(row["dice_torch"] is not None for row in figures["per_case"])
+    assert bundle.parity["max_abs_diff"] == figures["max_abs_diff"]
+    assert "case_0" not in (bundle.root / "parity.json").read_text()  # ids may be file names, and those patients'
+    assert {f.name for f in bundle.root.iterdir()} == {"bundle.json", "model.onnx", "parity.json"}
+    assert not [f for f in bundle.root.parent.iterdir() if f.name.startswith(".bundle")]
+
+
+def test_the_bundle_describes_itself(bundle: Bundle) -> None:
+    assert bundle.schema_version == 1
+    assert bundle.task == "segmentation"
+    assert bundle.run_id == "r"
+    assert bundle.outputs == ["background", "one", "two"]
+    assert bundle.models[0].dynamic_axes == ["batch", "i", "j", "k"]
+    assert bundle.data["preparation"]["spacing"] == [1.5, 1.5, 1.5]
+    assert bundle.tools["torch"].startswith("2.")
+
+
+def test_the_label_map_lies_on_the_scans_own_grid(bundle: Bundle, trained: Trained) -> None:
+    file = trained.cases[0].images["image"]
+    prediction = Predictor(bundle.root, threads=1).predict(read(file))
+    oracle = nib.load(file)
+    assert prediction.label is not None
+    assert prediction.label.shape == oracle.shape
+    assert prediction.label.array.dtype == np.uint8
+    np.testing.assert_allclose(prediction.label.affine, oracle.affine)
+    assert set(np.unique(prediction.label.array)) <= {0, 1, 2}
+    assert prediction.probabilities.shape[0] == 3
+    np.testing.assert_allclose(prediction.probabilities.sum(0), 1, atol=1e-5)
+
+
+def test_a_turned_scan_gets_the_turned_label_map(bundle: Bundle, trained: Trained) -> None:
+    """The same voxels stored in another order are the same scan."""
+    scan = read(trained.cases[0].images["image"])
+    turned = nib.Nifti1Image(scan.array[0], scan.affine).as_reoriented(np.array([[1, 1], [2, -1], [0, -1]]))
+    other = Volume(np.asarray(turned.dataobj)[None], turned.affine)
+    predictor = Predictor(bundle, threads=1)
+    one, two = predictor.predict(scan), predictor.predict(other)
+    np.testing.assert_allclose(one.probabilities, two.probabilities, atol=1e-5)
+    assert one.label is not None
+    assert two.label is not None
+    back = nib.as_closest_canonical(nib.Nifti1Image(two.label.array[0], two.label.affine))
+    expected = nib.as_closest_canonical(nib.Nifti1Image(one.label.array[0], one.label.affine))
+    assert np.mean(np.asarray(back.dataobj) == np.asarray(expected.dataobj)) > 0.999
+
+
+def test_batches_and_repeats_change_nothing(bundle: Bundle, trained: Trained) -> None:
+    scan = read(trained.cases[1].images["image"])
+    one = Predictor(bundle, threads=1).predict(scan)
+    again = Predictor(bundle, threads=1).predict(scan)
+    many = Predictor(bundle, threads=1, batch=3).predict(scan)
+    assert np.array_equal(one.probabilities, again.probabilities)
+    np.testing.assert_allclose(many.probabilities, one.probabilities, atol=2e-6)
+    assert one.label is not None
+    assert many.label is not None
+    assert np.mean(many.label.array == one.label.array) > 0.9999
+
+
+def test_the_graph_takes_the_scanners_values_where_no_statistics_are_needed(tmp_path: Path) -> None:
+    trained = segmentation(tmp_path, window=True, patch=[24, 24, 24], cases=3)  # scans smaller than the window
+    made = export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases, threads=1)
+    assert made.normalise_in_graph
+    assert made.parity["max_abs_diff"] < 1e-4
+
+
+def test_several_channels_in_2d(tmp_path: Path) -> None:
+    trained = segmentation(
+        tmp_path, shape=(20, 26, 1), spacing=(1, 1, 1), codes="LPS", patch=[16, 16], channels=2, cases=3
+    )
+    made = export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases, threads=1)
+    assert made.models[0].dynamic_axes == ["batch", "i", "j"]
+    scan = read_ref(trained.cases[0].images["image"])
+    prediction = Predictor(made, threads=1).predict(scan)
+    assert prediction.label is not None
+    assert prediction.label.shape == scan.shape
+
+
+@pytest.mark.parametrize("options", [{}, {"multilabel": True, "classes": 3}, {"colour": True}])
+def test_classification(tmp_path: Path, options: dict) -> None:
+    trained = classification(tmp_path, **options)
+    made = export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases, threads=1)
+    assert made.parity["max_abs_diff"] < 1e-4
+    assert made.parity["label_agreement"] == 1
+    prediction = Predictor(made, threads=1).predict(read_ref(trained.cases[0].images["image"]))
+    assert prediction.label is None
+    assert prediction.probabilities.shape == (len(made.outputs),)
+
+
+def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the exporter write weights that are not the network's."""
+    real = export_module.export_onnx
+
+    def export_onnx(module, channels, window, path):
+        made = real(module, channels, window, path)
+        model = onnx.load(path)
+        weight = max(model.graph.initializer, key=lambda i: np.prod(i.dims))
+        values = numpy_helper.to_array(weight)
+        noise = np.random.default_rng(0).normal(0, 0.1 * values.std(), values.shape).astype(np.float32)
+        weight.CopyFrom(numpy_helper.from_array(values + noise, weight.name))  # a factor would be normalised away
+        onnx.save(model, path)
+        return made
+
+    monkeypatch.setattr(export_module, "export_onnx", export_onnx)
+
+
+def test_another_network_is_not_published(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tampered(monkeypatch)
+    with pytest.raises(ParityError, match=r"differ by up to [\d.e-]+ .*Dice by up to .*worst case case_0\d") as error:
+        export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases, threads=1)
+    assert error.value.exit_code == 1
+    assert error.value.figures["max_abs_diff"] > 1e-4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_older_bundle_stays_when_the_export_fails(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases[:1], threads=1)
+    tampered(monkeypatch)
+    with pytest.raises(ParityError):
+        export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases[:1], threads=1)
+    assert Bundle.load(tmp_path / "bundle") == before
+
+
+def test_a_wrong_normaliser_is_noticed(bundle: Bundle, trained: Trained) -> None:
+    """The parity starts from the file: it sees more than the weights."""
+    from medlight.deploy.parity import compare
+
+    other = Bundle.load(bundle.root)
+    other.data["normalise"] = [{"class_path": "medlight.prepare.Percentile", "init_args": {}}]
+    figures, _ = compare(tasks.load(trained.checkpoint), Predictor(other, threads=1), trained.cases[:1])
+    assert not figures["passed"]
+
+
+def test_what_is_in_the_way_is_left_alone(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="is no bundle; mend"):
+        export(trained.checkpoint, tmp_path / "out", cases=trained.cases)
+    assert (tmp_path / "out" / "thesis.txt").is_file()
+
+
+def test_no_cases_is_refused_and_unchecked_says_so(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--unchecked"):
+        export(trained.checkpoint, tmp_path / "out", cases=[])
+    assert export(trained.checkpoint, tmp_path / "out", cases=None).parity == {"checked": False}
+
+
+def test_wrong_targets_are_refused() -> None:
+    with pytest.raises(UsageError, match="no such target; mend: one of onnx, tensorrt"):
+        check_targets(["onnx", "coreml"])
+    with pytest.raises(UsageError, match="every bundle has an ONNX model"):
+        check_targets(["tensorrt"])
+
+
+def test_scans_that_do_not_fit_are_refused(bundle: Bundle, trained: Trained) -> None:
+    predictor = Predictor(bundle, threads=1)
+    scan = read(trained.cases[0].images["image"])
+    with pytest.raises(MedlightError, match="has 2 channels, but the bundle was trained on 1"):
+        predictor.predict(Volume(np.repeat(scan.array, 2, axis=0), scan.affine))
+    broken = scan.array.copy()
+    broken[0, 0, 0, 0] = np.nan
+    with pytest.raises(MedlightError, match="not finite"):
+        predictor.predict(Volume(broken, scan.affine))
+
+
+def test_prediction_imports_no_torch(bundle: Bundle, trained: Trained) -> None:
+    code = """
+import sys
+from pathlib import Path
+from medlight.deploy.runtime import Predictor
+from medlight.scans import read
+Predictor(Path(sys.argv[1]), threads=1).predict(read(Path(sys.argv[2])))
+sys.exit(", ".join({"torch", "monai", "lightning", "mlflow", "torchio"} & set(sys.modules)) or 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, bundle.root, trained.cases[0].images["image"]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_absent_runtime_names_its_extra(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match=r"pip install 'medlight\[onnx\]'"):
+        Predictor(bundle)
