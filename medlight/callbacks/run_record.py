@@ -123,6 +123,7 @@ def _dataset(fingerprint: dict[str, Any], name: str) -> dict[str, str]:
     from mlflow.data.code_dataset_source import CodeDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
 
-    described = _Cases(CodeDatasetSource(tags={}), name=name, digest=fingerprint["digest"]).to_dict()
+    kind: Any = MetaDataset
+    described = kind(CodeDatasetSource(tags={}), name=name, digest=fingerprint["digest"]).to_dict()
     counts = {part: len(ids) for part, ids in fingerprint["split"].items()}
     return {**described, "profile": json.dumps({"cases": len(fingerprint["cases"]), **counts})}
