@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from medlight.errors import MedlightError, UsageError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from medlight.sweeps.rows import Row
 
 TAKES_OVERRIDES = True
@@ -46,14 +48,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sweep(args: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from medlight.config import parse_overrides
     from medlight.launch import workers
     from medlight.sweeps.spec import load
 
     changes = {key: getattr(args, key) for key in ("name", "trials", "workers", "storage")}
-    console = Console(stderr=args.json == "-")
+    console = _console(args.json == "-")
     workers.warm_up()  # imports while this process reads
     sweep = load(Path(args.config), parse_overrides(args.overrides), changes)
 
@@ -78,19 +78,25 @@ def _sweep(args: argparse.Namespace) -> int:
     return 0 if outcome.best else 1
 
 
+def _console(error: bool) -> Console:
+    """The terminal; a file or a pipe takes wide lines."""
+    from rich.console import Console
+
+    console = Console(stderr=error)
+    return console if console.is_terminal else Console(stderr=error, width=160)
+
+
 def _status(args: argparse.Namespace) -> int:
     if not args.sweep:
         raise UsageError("give the sweep's name: medlight sweep status NAME")
     if args.overrides or args.config:
         raise UsageError("status takes a NAME, --storage and --json only")
-    from rich.console import Console
-
     from medlight.sweeps import rows, show, study
 
     found = study.named(args.sweep, args.storage)
     metrics = list(found.user_attrs.get("metrics", []))
     trials, best = rows.rows(found), [trial.number for trial in rows.best(found)]
-    console = Console(stderr=args.json == "-")
+    console = _console(args.json == "-")
     console.print(show.table(trials, metrics, best))
     _write(args.json, found.study_name, str(found.user_attrs.get("run_id", "")), metrics, trials, best)
     return 0

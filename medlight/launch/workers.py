@@ -279,7 +279,8 @@ def _serve(pipe: connection.Connection, job: Job) -> None:
         result = getattr(importlib.import_module(module), name)(**job.arguments, report=Reporter(pipe))
         message = ("result", result)
     except BaseException as error:
-        traceback.print_exc()
+        if job.log or not isinstance(error, MedlightError):
+            traceback.print_exc()
         message = ("failed", None, one_line(error), isinstance(error, UsageError))
     sys.stdout.flush()
     sys.stderr.flush()

@@ -77,7 +77,7 @@ def to_csv(study: optuna.Study, metrics: list[str]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", *metrics, *params, "seconds", "retry_of", "run_id", "reason"])
     for each in table:
-        values: list[Any] = list(each.values or [""] * len(metrics))
+        values: list[Any] = [*each.values] if each.values else [""] * len(metrics)
         found = [each.params.get(name, "") for name in params]
         last: list[Any] = [each.seconds, each.retry_of, each.run_id, each.reason]
         writer.writerow([each.number, each.state, *values, *found, *last])

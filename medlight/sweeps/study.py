@@ -55,7 +55,8 @@ def opened(full_name: str, url: str | None) -> Iterator[BaseStorage]:
             _mend(file)
             yield JournalStorage(JournalFileBackend(str(file)))
     except filelock.Timeout:
-        raise UsageError(f"sweep {full_name} is running already ({file}.held); wait for it, or give another --name") from None
+        where = f"sweep {full_name} is running already ({file}.held)"
+        raise UsageError(f"{where}; wait for it, or give another --name") from None
 
 
 def _mend(file: Path) -> None:
@@ -139,6 +140,12 @@ def revive(study: optuna.Study, storage: BaseStorage) -> list[FrozenTrial]:
     for trial in running:
         interrupt(study, trial)
     return running
+
+
+def claim(storage: BaseStorage, trial: optuna.Trial) -> None:
+    """Say that a trial which was just asked for has a sweep that looks after it."""
+    beat(storage, trial)
+    trial.set_user_attr("started", trial.number)  # a trial tried again has the attributes of the one that died
 
 
 def beat(storage: BaseStorage, trial: Any) -> None:

@@ -251,8 +251,7 @@ class _Loop:
 
     def _start(self, index: int) -> None:
         trial = self.study.ask()
-        study.beat(self.storage, trial)
-        trial.set_user_attr("started", trial.number)
+        study.claim(self.storage, trial)
         self.planned_at = -math.inf
         config = space.suggest(self.sweep.space, self.config, trial)
         name = f"{self.sweep.name}-{trial.number:03d}"
