@@ -52,7 +52,7 @@ def export_onnx(module: nn.Module, channels: int, window: Sequence[int], path: P
     Raises MedlightError with the exporters' reasons where no attempt gave a right file, UsageError where the extra
     ``onnx`` is absent.
     """
-    _require_packages()
+    require_packages()
     module = module.cpu().float().eval().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     multiple = size_multiple(window)
     reasons: list[str] = []
@@ -148,7 +148,8 @@ def _session(path: Path) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any
     return lambda image: session.run(None, {"image": image})[0]
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Raise UsageError that names the extra where a package that the export needs is absent."""
     for module in ("onnx", "onnxscript", "onnxruntime"):
         try:
             __import__(module)

@@ -146,9 +146,7 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "export_onnx", export_onnx)
 
 
-def test_another_network_is_not_published(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_network_is_not_published(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tampered(monkeypatch)
     with pytest.raises(ParityError, match=r"differ by up to [\d.e-]+ .*Dice by up to .*worst case case_0\d") as error:
         export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases, threads=1)

@@ -1,0 +1,109 @@
+"""Export at the end of a fit, and what of an export goes to its run."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from medlight.deploy import tensorrt
+from medlight.deploy.bundle import Bundle
+from medlight.deploy.export import check_targets, export
+from medlight.deploy.onnx_export import require_packages
+from medlight.errors import MedlightError, UsageError
+from medlight.prepare.case import Case
+from medlight.tracking.logger import MLflowLogger
+
+
+class Export(L.Callback):
+    """Turns ``best.ckpt`` into a bundle when the fit is over, checks it and records it under ``bundle/`` of the run.
+
+    A bundle that differs from the network does not undo the fit: the run is tagged ``medlight.export=failed``, the
+    figures are in its metrics, and a warning says them.
+
+    Args:
+        to: ``onnx`` and perhaps ``tensorrt``.
+        cases: how many validation cases the bundle is compared with torch on.
+    """
+
+    def __init__(self, to: list[str] | None = None, cases: int = 3) -> None:
+        self.to, self.cases = list(to or ["onnx"]), cases
+        check_targets(self.to)
+        if cases < 1:
+            raise UsageError(f"Export.cases: {cases} must be at least 1: nothing is published unchecked")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a fit whose end could not be exported. Raises UsageError where the extra ``onnx`` is absent."""
+        if stage == "fit":
+            require_packages()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export on rank zero."""
+        if not trainer.is_global_zero:
+            return
+        checkpoint = best_checkpoint(trainer)
+        if checkpoint is None:
+            rank_zero_warn("nothing is exported: the fit wrote no checkpoint")
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        cases = spread([prepared.case for prepared in data.prepared["val"]], self.cases)
+        logger = trainer.logger if isinstance(trainer.logger, MLflowLogger) else None
+        targets, skipped = available(self.to)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "bundle"
+            try:
+                bundle = export(checkpoint, out, cases=cases, to=targets, run_id=logger.run_id if logger else None)
+            except MedlightError as error:
+                rank_zero_warn(f"the export failed: {error}")
+                if logger:
+                    logger.set_tags({"medlight.export": "failed"})
+                    logger.log_metrics(metrics(getattr(error, "figures", {})), trainer.global_step)
+                return
+            if logger:
+                logger.log_artifact(bundle.root)
+                logger.log_metrics(metrics(bundle.parity), trainer.global_step)
+                logger.set_tags(tags(bundle, skipped))
+            else:
+                shutil.copytree(bundle.root, Path(trainer.default_root_dir) / "bundle", dirs_exist_ok=True)
+        rank_zero_info(f"exported: probabilities differ from torch by up to {bundle.parity['max_abs_diff']:.2g}")
+
+
+def best_checkpoint(trainer: L.Trainer) -> Path | None:
+    """Return the best checkpoint that the fit has written."""
+    written = [getattr(c, "best_model_path", "") for c in trainer.callbacks]  # type: ignore[attr-defined]
+    return next((Path(path) for path in written if path and Path(path).is_file()), None)
+
+
+def spread(cases: Sequence[Case], count: int) -> list[Case]:
+    """Return ``count`` cases spread evenly over the list, all of it where it is shorter."""
+    if len(cases) <= count:
+        return list(cases)
+    return [cases[index * len(cases) // count] for index in range(count)]
+
+
+def available(to: Sequence[str]) -> tuple[list[str], str | None]:
+    """Return the targets that this machine can make, and why TensorRT is left out (None if it is not)."""
+    reason = tensorrt.unavailable() if "tensorrt" in to else None
+    return [target for target in to if not (target == "tensorrt" and reason)], reason
+
+
+def metrics(figures: dict[str, Any]) -> dict[str, float]:
+    """Return what of the parity goes into the run's metrics."""
+    found = {f"export/{name}": figures.get(name) for name in ("max_abs_diff", "mean_abs_diff", "dice_diff")}
+    return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def tags(bundle: Bundle, tensorrt_skipped: str | None) -> dict[str, str]:
+    """Return what a run is tagged with after an export."""
+    found = {"medlight.export": "complete" if bundle.parity.get("checked") else "unchecked"}
+    if tensorrt_skipped:
+        found["medlight.tensorrt"] = f"skipped: {tensorrt_skipped}"
+    elif any(model.runtime == "tensorrt" for model in bundle.models):
+        found["medlight.tensorrt"] = "complete"
+    return found

@@ -1,0 +1,197 @@
+"""run a bundle on scans."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medlight.errors import MedlightError, UsageError
+
+if TYPE_CHECKING:
+    from medlight.deploy.bundle import Bundle
+    from medlight.deploy.runtime.files import Item
+
+EPILOG = """\
+example:
+  medlight predict hippocampus-bundle scan.nii.gz out
+  medlight predict hippocampus-bundle scans/images out --truth scans/labels
+  medlight predict RUN_ID scans.csv out --probabilities
+
+For each scan, OUT gets NAME.nii.gz (a label map in the scan's own geometry) and NAME.png (prediction filled, truth
+outlined). What was predicted before from the same files with the same bundle is not done again."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``medlight predict``."""
+    parser.add_argument("model", metavar="BUNDLE|RUN", help="a bundle folder, or a run (or sweep) that was exported")
+    parser.add_argument(
+        "source", metavar="IN", type=Path, help="a NIfTI file, a folder of them, or a manifest (CSV, JSON)"
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, or one .nii.gz for one scan")
+    parser.add_argument("--truth", type=Path, metavar="FOLDER", help="label maps of the same names: Dice is measured")
+    parser.add_argument("--probabilities", action="store_true", help="write NAME_probabilities.nii.gz too")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU runtime (default: one a CPU)")
+    parser.add_argument("--json", metavar="FILE", help="write the results; - for standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict every scan; a bad one is named and does not stop the others. Returns 1 if there was one."""
+    from medlight.cli.progress import bar
+    from medlight.deploy.runtime import Predictor
+    from medlight.deploy.runtime.files import Journal, predict_item
+
+    say = sys.stderr if args.json == "-" else sys.stdout
+    bundle = _bundle(args.model)
+    items = _items(args)
+    predictor = Predictor(bundle, args.threads)
+    print(predictor.runtime, file=say)
+    folder = items[0].output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    journal = Journal(folder)
+    results: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    with bar("predicting", len(items)) as progress:
+        for number, item in enumerate(items):
+
+            def within(done: int, total: int, start: int = number) -> None:
+                progress(start + done / total, len(items))
+
+            try:
+                options: dict[str, Any] = {"probabilities": args.probabilities, "progress": within}
+                results.append(predict_item(predictor, item, journal, **options))
+            except (MedlightError, OSError) as error:
+                failed.append({"name": item.name, "error": " ".join(str(error).split())})
+            progress(number + 1, len(items))
+    _show(args, bundle, results, failed, say)
+    content = {"bundle": str(bundle.root), "runtime": predictor.runtime, "cases": results, "failed": failed}
+    _write(args.json, content)
+    return 1 if failed else 0
+
+
+def _bundle(text: str) -> Bundle:
+    """Load a bundle folder, or the bundle of a run (of a sweep: of its best trial)."""
+    from medlight.deploy.bundle import Bundle
+
+    if Path(text).exists():
+        return Bundle.load(Path(text))
+    from medlight.tracking import store
+
+    found = store.find_run(text)
+    if found.data.tags.get("medlight.kind") == "sweep":
+        found = store.find_run(found.data.tags.get("medlight.best_run", "").split(",")[0] or found.info.run_id)
+    run_id = str(found.info.run_id)
+    try:
+        return Bundle.load(store.artifact(run_id, "bundle"))
+    except MedlightError as error:
+        raise UsageError(f"run {text} has no bundle ({error}); mend: medlight export {run_id}") from None
+
+
+def _items(args: argparse.Namespace) -> list[Item]:
+    """List what is to be predicted; UsageError where there is nothing, names clash or an input would be overwritten."""
+    from medlight.deploy.runtime.files import Item
+    from medlight.scans import SUFFIXES
+
+    found: dict[str, Item] = {}
+    inputs = _inputs(args.source)
+    if len(inputs) > 1 and args.out.name.lower().endswith(SUFFIXES):
+        raise UsageError(f"{args.out}: {len(inputs)} scans need a folder to be written to")
+    if args.truth and args.truth.is_file() and len(inputs) > 1:
+        raise UsageError(f"--truth {args.truth}: {len(inputs)} scans need a folder of label maps")
+    for name, images, own_truth in inputs:
+        output = args.out if args.out.name.lower().endswith(SUFFIXES) else args.out / f"{name}.nii.gz"
+        item = Item(name, images, output, _truth(args.truth, name) or own_truth)
+        if name in found:
+            both = f"{next(iter(found[name].images.values()))} and {next(iter(images.values()))}"
+            raise UsageError(f"{both} have the same name, so would their outputs; mend: rename one")
+        found[name] = item
+    if not found:
+        raise UsageError(f"{args.source}: no .nii or .nii.gz file here")
+    read = {file.resolve() for item in found.values() for file in [*item.images.values(), item.truth] if file}
+    for item in found.values():
+        if item.output.resolve() in read:
+            raise UsageError(f"{item.output} would be overwritten; mend: give another OUT")
+    return list(found.values())
+
+
+def _inputs(source: Path) -> list[tuple[str, dict[str, Path], Path | None]]:
+    """Return name, images and truth (a manifest's own) of each scan."""
+    from medlight.scans import SUFFIXES, stem
+
+    if source.is_dir():
+        files = sorted(f for f in source.iterdir() if f.name.lower().endswith(SUFFIXES) and not f.name.startswith("."))
+        return [(stem(file), {"image": file}, None) for file in files]
+    if source.suffix.lower() in (".csv", ".json"):
+        from medlight.prepare import Manifest
+
+        listed = Manifest(str(source), unlabelled=True).cases()
+        for bad in listed.bad:
+            raise MedlightError(bad.reason)
+        cases = [(c.id, {k: v for k, v in c.images.items() if isinstance(v, Path)}, c.label) for c in listed.cases]
+        return [(name, images, label if isinstance(label, Path) else None) for name, images, label in cases]
+    if not source.is_file():
+        raise UsageError(f"{source}: no such file or folder")
+    return [(stem(source), {"image": source}, None)]
+
+
+def _truth(folder: Path | None, name: str) -> Path | None:
+    from medlight.scans import SUFFIXES
+
+    if folder is None:
+        return None
+    if folder.is_file():
+        return folder
+    if not folder.is_dir():
+        raise UsageError(f"--truth {folder}: no such folder")
+    return next((file for suffix in SUFFIXES if (file := folder / f"{name}{suffix}").is_file()), None)
+
+
+def _show(
+    args: argparse.Namespace, bundle: Bundle, results: list[dict[str, Any]], failed: list[dict[str, str]], say: Any
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    reused = sum(result["reused"] for result in results)
+    console = Console(file=say)
+    if not console.is_terminal:
+        console = Console(file=say, width=160)
+    scored = [result for result in results if "dice" in result or "probabilities" in result]
+    if scored:
+        kind = "dice" if "dice" in scored[0] else "probabilities"
+        names = list(scored[0][kind])
+        columns = ["scan", *names, *(["mean"] if kind == "dice" and len(names) > 1 else [])]
+        table = Table(*columns, title="Dice" if kind == "dice" else "probability", title_justify="left")
+        rows = {result["name"]: result[kind] for result in scored}
+        if kind == "dice" and len(rows) > 1:
+            rows["mean"] = {name: _mean([r["dice"][name] for r in scored]) for name in names}
+        for name, row in rows.items():
+            values = [row[n] for n in names]
+            table.add_row(name, *map(_figure, values + ([_mean(values)] if "mean" in columns else [])))
+        console.print(table)
+    unscored = len(results) - len(scored)
+    if args.truth and unscored:
+        print(f"{unscored} without a truth in {args.truth}", file=say)
+    done = f"{len(results)} predicted" + (f" ({reused} of them before: same files, same bundle)" if reused else "")
+    print(f"{done}, in {args.out}", file=say)
+    for failure in failed:
+        print(f"not predicted: {failure['error']}", file=sys.stderr)
+
+
+def _mean(values: list[float | None]) -> float | None:
+    kept = [value for value in values if value is not None]
+    return sum(kept) / len(kept) if kept else None
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _write(target: str | None, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1)
+    if target == "-":
+        print(text)
+    elif target:
+        Path(target).write_text(text + "\n")

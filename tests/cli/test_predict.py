@@ -1,0 +1,209 @@
+"""`medlight predict`: files in, files out, nothing lost on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from PIL import Image
+
+from medlight.cli.main import main
+from medlight.deploy.export import export
+from medlight.scans import Volume, write_nifti
+from tests.data import fake
+from tests.deploy.trained import Trained, classification, segmentation
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return segmentation(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def bundle(trained: Trained) -> str:
+    return str(export(trained.checkpoint, trained.checkpoint.parent / "bundle", cases=None, threads=1).root)
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    return fake.folders(tmp_path / "scans", 3, (20, 22, 12), spacing=(1, 1, 2.5), codes="LPS", seed=5)
+
+
+def run(*words: str | Path) -> int:
+    return main(["predict", *map(str, words), "--threads", "1"])
+
+
+def test_outputs_have_the_inputs_geometry(bundle: str, scans: Path, tmp_path: Path) -> None:
+    assert run(bundle, scans / "images", tmp_path / "out", "--probabilities") == 0
+    for file in sorted((scans / "images").iterdir()):
+        given, made = nib.load(file), nib.load(tmp_path / "out" / file.name)
+        assert made.shape == given.shape
+        assert made.get_data_dtype() == np.uint8
+        np.testing.assert_allclose(made.affine, given.affine)
+        assert set(np.unique(np.asarray(made.dataobj))) <= {0, 1, 2}
+        name = file.name.removesuffix(".nii.gz")
+        spread = nib.load(tmp_path / "out" / f"{name}_probabilities.nii.gz")
+        assert spread.shape == (*given.shape, 3)
+        agree = np.asarray(spread.dataobj).argmax(-1) == np.asarray(made.dataobj)
+        assert agree.mean() > 0.999
+        assert np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).shape[0] >= 300
+
+
+@pytest.mark.parametrize("kind", ["qform", "sform", "nifti2", "none", "microns"])
+def test_headers_are_kept_as_far_as_they_are_geometry(bundle: str, scans: Path, tmp_path: Path, kind: str) -> None:
+    """Readers differ in which of NIfTI's two affines they believe: both must come through."""
+    source = nib.load(scans / "images" / "case_00.nii.gz")
+    make = nib.Nifti2Image if kind == "nifti2" else nib.Nifti1Image
+    given = make(np.asarray(source.dataobj), source.affine)
+    given.header["descrip"] = b"Jane Doe"
+    if kind == "qform":
+        given.set_sform(None)
+        given.set_qform(source.affine, 1)
+    elif kind == "sform":
+        sheared = source.affine.copy()
+        sheared[0, 1] = 0.2
+        given.set_qform(source.affine, 1)
+        given.set_sform(sheared, 4)
+    elif kind == "none":
+        given.set_sform(None)
+        given.set_qform(None)
+    elif kind == "microns":
+        given.header.set_xyzt_units("micron")
+    nib.save(given, tmp_path / "scan.nii")
+    assert run(bundle, tmp_path / "scan.nii", tmp_path / "out") == 0
+    given, made = nib.load(tmp_path / "scan.nii"), nib.load(tmp_path / "out" / "scan.nii.gz")
+    assert type(made) is type(given)
+    np.testing.assert_allclose(made.affine, given.affine, atol=1e-6)
+    for which in ("get_sform", "get_qform"):
+        (theirs, code), (ours, our_code) = getattr(given, which)(coded=True), getattr(made, which)(coded=True)
+        assert code == our_code
+        if theirs is not None:
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert made.header.get_xyzt_units()[0] == given.header.get_xyzt_units()[0]
+    assert made.header.get_zooms() == pytest.approx(given.header.get_zooms())
+    assert b"Jane" not in made.header.binaryblock
+
+
+def test_dice_is_measured_and_written(
+    bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "figures.json"
+    assert run(bundle, scans / "images", tmp_path / "out", "--truth", scans / "labels", "--json", target) == 0
+    said = capsys.readouterr().out
+    assert "onnxruntime" in said
+    assert "case_00" in said
+    figures = json.loads(target.read_text())
+    for case in figures["cases"]:
+        truth = np.asarray(nib.load(scans / "labels" / f"{case['name']}.nii.gz").dataobj)
+        found = np.asarray(nib.load(tmp_path / "out" / f"{case['name']}.nii.gz").dataobj)
+        for value, name in ((1, "one"), (2, "two")):
+            both = 2 * ((truth == value) & (found == value)).sum() / ((truth == value).sum() + (found == value).sum())
+            assert case["dice"][name] == pytest.approx(both)
+
+
+def test_a_bad_file_is_named_and_does_not_stop_the_others(
+    bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.spoil(scans, "case_01", "truncated")
+    write_nifti(Volume(np.zeros((2, 20, 20, 8), np.float32), np.eye(4)), scans / "images" / "two_channels.nii.gz")
+    assert run(bundle, scans / "images", tmp_path / "out") == 1
+    said = capsys.readouterr()
+    assert "case_01.nii.gz" in said.err
+    assert "two_channels.nii.gz" in said.err
+    assert "2 channels" in said.err
+    assert "2 predicted" in said.out
+    assert {f.name for f in (tmp_path / "out").glob("*.nii.gz")} == {"case_00.nii.gz", "case_02.nii.gz"}
+
+
+def test_what_is_done_is_not_done_again(
+    bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(bundle, scans / "images", out) == 0
+    before = (out / "case_00.nii.gz").stat().st_mtime_ns
+    (out / "case_01.nii.gz").unlink()  # lost
+    shutil.copy(scans / "images" / "case_00.nii.gz", scans / "images" / "case_02.nii.gz")  # changed
+    capsys.readouterr()
+    assert run(bundle, scans / "images", out) == 0
+    assert "3 predicted (1 of them before: same files, same bundle)" in capsys.readouterr().out
+    assert (out / "case_00.nii.gz").stat().st_mtime_ns == before
+    assert (out / "case_01.nii.gz").is_file()
+    assert run(bundle, scans / "images", out, "--truth", scans / "labels") == 1  # case_02's label has another shape
+
+
+def test_inputs_are_never_overwritten(bundle: str, scans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (scans / "images" / "case_00.nii.gz").read_bytes()
+    assert run(bundle, scans / "images", scans / "images") == 2
+    assert run(bundle, scans / "images", scans / "labels", "--truth", scans / "labels") == 2
+    assert "would be overwritten; mend" in capsys.readouterr().err
+    assert (scans / "images" / "case_00.nii.gz").read_bytes() == before
+
+
+def test_one_scan_to_one_file(bundle: str, scans: Path, tmp_path: Path) -> None:
+    assert run(bundle, scans / "images" / "case_00.nii.gz", tmp_path / "deep" / "seg.nii.gz") == 0
+    assert {f.name for f in (tmp_path / "deep").iterdir()} == {"seg.nii.gz", "seg.png", "predictions.json"}
+    assert run(bundle, scans / "images", tmp_path / "seg.nii.gz") == 2
+
+
+def test_wrong_calls_are_refused(bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(bundle, tmp_path / "nowhere", tmp_path / "out") == 2
+    (tmp_path / "empty").mkdir()
+    assert run(bundle, tmp_path / "empty", tmp_path / "out") == 2
+    assert run(tmp_path / "empty", scans / "images", tmp_path / "out") == 2
+    assert run(bundle, scans / "images", tmp_path / "out", "--truth", tmp_path / "nowhere") == 2
+    nib.save(nib.load(scans / "images" / "case_00.nii.gz"), scans / "images" / "case_00.nii")
+    assert run(bundle, scans / "images", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert "no such file or folder" in said
+    assert "no bundle here" in said
+    assert "have the same name" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_altered_bundle_is_refused(bundle: str, scans: Path, tmp_path: Path) -> None:
+    altered = tmp_path / "bundle"
+    shutil.copytree(bundle, altered)
+    with (altered / "model.onnx").open("ab") as stream:
+        stream.write(b"\0")
+    assert run(altered, scans / "images", tmp_path / "out") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_of_scans(bundle: str, scans: Path, tmp_path: Path) -> None:
+    rows = [
+        {"id": f"scan-{n}", "image": f"images/case_0{n}.nii.gz", "label": f"labels/case_0{n}.nii.gz"} for n in range(2)
+    ]
+    fake.manifest(scans / "list.csv", rows)
+    assert run(bundle, scans / "list.csv", tmp_path / "out", "--json", tmp_path / "out.json") == 0
+    cases = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert [case["name"] for case in cases] == ["scan-0", "scan-1"]
+    assert all(case["dice"] for case in cases)
+
+
+def test_classification_prints_probabilities(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = classification(tmp_path)
+    bundle = export(made.checkpoint, tmp_path / "bundle", cases=None, threads=1)
+    write_nifti(Volume(np.random.default_rng(0).normal(80, 9, (1, 28, 28, 1)), np.eye(4)), tmp_path / "a.nii.gz")
+    assert run(bundle.root, tmp_path / "a.nii.gz", tmp_path / "out", "--json", "-") == 0
+    said = capsys.readouterr()
+    chances = json.loads(said.out)["cases"][0]["probabilities"]
+    assert sum(chances.values()) == pytest.approx(1)
+    assert "onnxruntime" in said.err
+
+
+def test_the_command_imports_no_torch(bundle: str, scans: Path, tmp_path: Path) -> None:
+    code = """
+import sys
+from medlight.cli.main import main
+code = main(["predict", *sys.argv[1:]])
+sys.exit(code or ", ".join({"torch", "monai", "lightning", "mlflow"} & set(sys.modules)) or 0)
+"""
+    words = [sys.executable, "-c", code, bundle, scans / "images" / "case_00.nii.gz", tmp_path / "out"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
