@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,11 @@ from torch.utils.data import Dataset
 from medlight.data.patches import Patch, Triple, Window, cut, place
 from medlight.data.pipeline import Pipeline
 from medlight.data.sampler import case_of
-from medlight.errors import MedlightError
-
-if TYPE_CHECKING:
-    from medlight.prepare import Normaliser, PreparedCase
+from medlight.errors import MedlightError, UsageError
+from medlight.prepare import Normaliser, PreparedCase
 
 Sample = dict[str, torch.Tensor]
+Normalisers = Normaliser | Sequence[Normaliser]
 
 
 class SampleError(MedlightError):
@@ -57,7 +56,9 @@ class Reader:
     normalise: one normaliser for all channels, or a list of one per channel.
     """
 
-    def __init__(self, cases: Sequence[PreparedCase], index: Sequence[int], normalise: Normalisers, schema: Schema):
+    def __init__(
+        self, cases: Sequence[PreparedCase], index: Sequence[int], normalise: Normalisers, schema: Schema
+    ) -> None:
         self.cases = list(cases)
         self.index = list(index)
         self.schema = schema
@@ -111,14 +112,11 @@ class Reader:
         return self.cases[number].case.id
 
 
-Normalisers = Any  # a Normaliser or a list of them; spelt out where a YAML fills it in
-
-
 def for_channels(normalise: Normalisers, channels: int) -> list[Normaliser]:
     """Return a normaliser for each channel; UsageError where a list is of another length."""
-    every = list(normalise) if isinstance(normalise, (list, tuple)) else [normalise] * channels
+    every = list(normalise) if isinstance(normalise, Sequence) else [normalise] * channels
     if len(every) != channels:
-        raise MedlightError(f"data.normalise: lists {len(every)} normalisers, but the images have {channels} channels")
+        raise UsageError(f"data.normalise: lists {len(every)} normalisers, but the images have {channels} channels")
     return every
 
 
@@ -147,8 +145,9 @@ class PatchDataset(Dataset[Sample]):
             slab = plan.needed.inside(shape)
             subject = self._subject(number, slab, prepared.affine)
             subject = self.pipeline.run(subject, slab, plan)
-        label = subject["label"].data if "label" in subject else None
-        return self.reader.sample(number, subject["image"].data, label)
+        images = subject.get_images_dict(intensity_only=False)
+        label = images["label"].data if "label" in images else None
+        return self.reader.sample(number, images["image"].data, label)
 
     def _subject(self, number: int, slab: Window, affine: npt.NDArray[np.float64]) -> tio.Subject:
         """Read a part of a case as TorchIO's transforms want it."""
@@ -166,7 +165,7 @@ class PatchDataset(Dataset[Sample]):
         if rng.random() >= self.patch.foreground or not present:
             return None
         voxels = prepared.foreground(present[int(rng.integers(len(present)))])
-        return voxels[int(rng.integers(len(voxels)))]  # type: ignore[no-any-return]
+        return voxels[int(rng.integers(len(voxels)))]
 
 
 class WholeDataset(Dataset[Sample]):
@@ -194,9 +193,14 @@ class WholeDataset(Dataset[Sample]):
 
 
 def failed(case_id: str, error: Exception) -> SampleError:
-    """The error that names the case."""
-    text = " ".join(str(error).split())
-    return SampleError(f"case {case_id}: {text if isinstance(error, MedlightError) else f'{type(error).__name__}: {text}'}")
+    """Return the error that names the case, what went wrong, and what that came from."""
+    chain: list[BaseException] = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    texts = [
+        ("" if isinstance(e, MedlightError) else f"{type(e).__name__}: ") + " ".join(str(e).split()) for e in chain
+    ]
+    return SampleError(f"case {case_id}: {', from '.join(texts)}")
 
 
 def spatial(prepared: PreparedCase) -> Triple:

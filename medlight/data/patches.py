@@ -48,7 +48,7 @@ class Window:
     size: Triple
 
     def wider(self, reach: Triple) -> Window:
-        """This window with ``reach`` voxels more on both sides of each axis."""
+        """Return this window with ``reach`` voxels more on both sides of each axis."""
         low = [a - r for a, r in zip(self.low, reach, strict=True)]
         size = [n + 2 * r for n, r in zip(self.size, reach, strict=True)]
         return Window((low[0], low[1], low[2]), (size[0], size[1], size[2]))
@@ -61,7 +61,7 @@ class Window:
         return Window((low[0], low[1], low[2]), (size[0], size[1], size[2]))
 
     def seen_from(self, other: Window) -> Window:
-        """This window in voxels counted from another window's low corner."""
+        """Return this window in voxels counted from another window's low corner."""
         low = [a - b for a, b in zip(self.low, other.low, strict=True)]
         return Window((low[0], low[1], low[2]), self.size)
 

@@ -14,7 +14,7 @@ import torchio as tio
 
 from medlight.data.augment.movement import Matrix, Movement
 from medlight.data.augment.spatial import RandomSpatial
-from medlight.data.patches import Triple, Window, cut
+from medlight.data.patches import Window, cut
 from medlight.data.reach import reach_of
 from medlight.data.seeding import all_seeded, torch_seeded
 from medlight.errors import UsageError
@@ -24,8 +24,8 @@ from medlight.errors import UsageError
 class Plan:
     """What is read and computed for one patch.
 
-    window: the patch itself. target: the patch with what the other transforms need around it. needed: what is to be read
-    (voxels of the case, perhaps outside of it). movement: the leading spatial movement, from ``needed`` to ``target``.
+    window: the patch itself. target: the patch with what the other transforms need around it. needed: what is to be
+    read (voxels of the case, perhaps outside of it). movement: the leading one, from ``needed`` to ``target``.
     """
 
     window: Window

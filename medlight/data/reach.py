@@ -10,6 +10,8 @@ import torchio as tio
 
 from medlight.data.patches import Triple
 
+Array = npt.NDArray[np.float64]
+
 
 @runtime_checkable
 class Reaching(Protocol):
@@ -23,9 +25,9 @@ class Reaching(Protocol):
 def reach_of(transform: tio.Transform, size: Triple, affine: npt.NDArray[np.float64]) -> Triple:
     """Voxels on each side of a patch that a transform may bring into it, at most.
 
-    A transform's own method ``reach`` is asked where it has one; TorchIO's affine and elastic transforms tell it by their
-    ranges; of another spatial transform, TorchIO's or behind ``tio.MonaiAdapter``, that isn't known to stay within the
-    patch a quarter of the patch is assumed. All others look no further than the patch.
+    A transform's own method ``reach`` is asked where it has one; TorchIO's affine and elastic transforms tell it by
+    their ranges; of another spatial transform, TorchIO's or behind ``tio.MonaiAdapter``, that isn't known to stay
+    within the patch a quarter of the patch is assumed. All others look no further than the patch.
     """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     match transform:
@@ -61,7 +63,7 @@ def _is_spatial(monai_transform: Any) -> bool:
     return kind.__module__.startswith("monai.transforms.spatial") and "Flip" not in kind.__name__
 
 
-def _affine_reach(transform: tio.RandomAffine, size: Triple, spacing: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _affine_reach(transform: tio.RandomAffine, size: Triple, spacing: Array) -> Array:
     """Bound for all rotations, scalings and translations in range, of the patch's corners in mm."""
     half = (np.asarray(size) - 1) / 2 * spacing
     smallest = min(transform.scales[::2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -101,7 +102,7 @@ class RandomAnisotropy(tio.RandomAnisotropy):
         self,
         axes: int | tuple[int, ...] = (0, 1, 2),
         downsampling: float | tuple[float, float] = (1.5, 5.0),
-        **kwargs: object,
+        **kwargs: Any,
     ) -> None:
         super().__init__(axes, downsampling, **kwargs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,7 @@ def _basis(points: int, size: int) -> Matrix:
 
 @lru_cache(maxsize=16)
 def _middle(size: int) -> Matrix:
-    return np.arange(size) - (size - 1) / 2
+    return np.arange(size, dtype=np.float64) - (size - 1) / 2
 
 
 def grid(movement: Movement, window: Window, shape: Triple) -> torch.Tensor:
@@ -79,8 +80,9 @@ def grid(movement: Movement, window: Window, shape: Triple) -> torch.Tensor:
     matrix = (movement.matrix * to_grid[:, None])[::-1]  # and its last axis comes first
     start = ((2 * middle + 1) / shape - 1)[::-1]
     over_ij = (i[:, None, None] * matrix[:, 0] + j[:, None] * matrix[:, 1] + start).reshape(-1, 3)
-    left = [over_ij, np.ones((len(over_ij), 1))]
-    right = [np.tile(np.eye(3), len(k)), (k[:, None] * matrix[:, 2]).reshape(1, -1)]
+    left: list[npt.NDArray[np.floating[Any]]] = [over_ij, np.ones((len(over_ij), 1))]
+    over_k = (k[:, None] * matrix[:, 2]).reshape(1, -1)
+    right: list[npt.NDArray[np.floating[Any]]] = [np.tile(np.eye(3), len(k)), over_k]
     if movement.control is not None:
         control = (movement.control * to_grid)[..., ::-1]
         ni, nj, nk, _ = control.shape
@@ -91,16 +93,14 @@ def grid(movement: Movement, window: Window, shape: Triple) -> torch.Tensor:
     return product.view(*size, 3)
 
 
-def _float32(array: Matrix) -> torch.Tensor:
+def _float32(array: npt.NDArray[np.floating[Any]]) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
 def _axis_positions(movement: Movement, window: Window) -> list[Matrix]:
     """Source coordinate of each output voxel, axis by axis; for separable movements."""
     scale, shift = np.diag(movement.matrix), movement.shift
-    return [
-        scale[a] * _middle(n) + shift[a] + window.low[a] + (n - 1) / 2 for a, n in enumerate(window.size)
-    ]
+    return [scale[a] * _middle(n) + shift[a] + window.low[a] + (n - 1) / 2 for a, n in enumerate(window.size)]
 
 
 def _linear_weights(at: Matrix, length: int) -> torch.Tensor:
@@ -153,5 +153,5 @@ def move_label(label: torch.Tensor, movement: Movement, window: Window) -> torch
             label = label.index_fill(axis, outside.nonzero()[:, 0], 0)
         return label
     shape = (int(label.shape[1]), int(label.shape[2]), int(label.shape[3]))
-    at = grid(movement, window, shape)[None]
-    return functional.grid_sample(label[None].float(), at, mode="nearest", align_corners=False)[0].to(label.dtype)
+    points = grid(movement, window, shape)[None]
+    return functional.grid_sample(label[None].float(), points, mode="nearest", align_corners=False)[0].to(label.dtype)

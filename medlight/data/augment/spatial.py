@@ -7,23 +7,24 @@ from typing import Any
 import numpy as np
 import torch
 import torchio as tio
+from torchio.transforms.augmentation import RandomTransform
 
 from medlight.data.augment.movement import Matrix, Movement, move_image, move_label
 from medlight.data.patches import Triple, Window
 
-Range = float | tuple[float, ...]
+Range = float | tuple[float, float] | tuple[float, float, float] | tuple[float, float, float, float, float, float]
 
 
-class RandomSpatial(tio.transforms.augmentation.RandomTransform, tio.SpatialTransform):  # type: ignore[name-defined]
+class RandomSpatial(RandomTransform, tio.SpatialTransform):
     """Scale, rotate, shift, deform and flip in one resampling: linear for images, nearest for label maps.
 
-    Does what ``tio.RandomAffine``, ``tio.RandomElasticDeformation`` and ``tio.RandomFlip`` would do one after the other,
+    Does what ``tio.RandomAffine``, ``tio.RandomElasticDeformation`` and ``tio.RandomFlip`` would do one after another,
     with their conventions; on training patches it also reads no more of the scan than the drawn movement needs.
     2D images (one voxel along the third axis) stay in their plane. Leaves no history in the subject.
 
     Args:
-        scales, degrees, translation, isotropic: as in ``tio.RandomAffine`` (factors, degrees, mm along RAS axes); around
-            the middle of the patch.
+        scales, degrees, translation, isotropic: as in ``tio.RandomAffine`` (factors, degrees, mm along RAS axes);
+            around the middle of the patch.
         num_control_points: of the elastic field, along each axis of the patch; at least 4, as in TorchIO.
         max_displacement: largest displacement of a control point along each axis in mm; 0 for no elastic deformation.
             Points at the patch's border move too (TorchIO's ``locked_borders=0``): it isn't the border of the scan.
@@ -31,7 +32,7 @@ class RandomSpatial(tio.transforms.augmentation.RandomTransform, tio.SpatialTran
         scale_probability, rotation_probability, elastic_probability: how often each is done where the transform is
             applied at all (``p``); TorchIO's own transforms take these as their ``p``.
         default_pad_value: what lies outside of the scan: a number, or ``"minimum"`` for each channel's smallest value.
-            0 by default, which is also what patches that reach over the scan's border and sliding-window inference have.
+            0 by default, which is what patches that reach over the scan's border and sliding-window inference have.
         kwargs: ``p``, ``copy``, ``include``, ``exclude``, ... of ``tio.Transform``.
     """
 
@@ -59,10 +60,10 @@ class RandomSpatial(tio.transforms.augmentation.RandomTransform, tio.SpatialTran
         self.isotropic = isotropic
         self.num_control_points = elastic.num_control_points
         self.max_displacement = elastic.max_displacement
-        self.axes = tio.RandomFlip(tuple(axes), flip_probability).axes if axes else ()
+        self.axes = tio.RandomFlip(tuple(axes)).axes if axes else ()
         if any(isinstance(axis, str) for axis in self.axes):
             raise ValueError(f"axes are numbers from 0 to 2, not {self.axes}")
-        self.flip_probability = flip_probability
+        self.flip_probability = self.parse_probability(flip_probability)
         self.scale_probability = self.parse_probability(scale_probability)
         self.rotation_probability = self.parse_probability(rotation_probability)
         self.elastic_probability = self.parse_probability(elastic_probability)
@@ -157,5 +158,5 @@ def _exact(values: Matrix) -> Matrix:
 
 
 def _flip_control(control: Matrix, flips: Matrix) -> Matrix:
-    axes = [axis for axis in range(3) if flips[axis] < 0]
+    axes = tuple(axis for axis in range(3) if flips[axis] < 0)
     return np.flip(control, axes) if axes else control
