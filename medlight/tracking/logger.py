@@ -193,13 +193,13 @@ class MLflowLogger(Logger):
         return self._sender.drain(timeout)
 
     def finalize(self, status: str) -> None:
-        """Close the run: FINISHED, or after an error FAILED, after a signal KILLED; the store gets 15 s to be there."""
+        """Close the run: FINISHED, or after an error FAILED, after a signal KILLED; the store has 10 s to be there."""
         if not self.active:
             return
         stopped = isinstance(sys.exception(), KeyboardInterrupt | SystemExit)
         final = "FINISHED" if status in ("success", "finished") else "KILLED" if stopped else "FAILED"
         self._put({"op": "status", "status": final, "time": int(time.time() * 1000)})
-        if not self._sender.drain(15.0):
+        if not self._sender.drain(10.0, patient=True):
             where = os.path.relpath(self.spool.folder)
             log.warning("values wait in %s; the next medlight command in this folder delivers them", where)
 

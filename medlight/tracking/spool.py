@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from medlight.tracking.connection import cause
 from medlight.tracking.delivery import Delivery, Operation, is_refusal
 
 log = logging.getLogger("medlight.tracking")
@@ -80,7 +81,7 @@ class Spool:
             try:
                 self._write(operations)
             except OSError as error:  # they are still sent if the process lives long enough
-                log.warning("values can't be kept on disk for the tracking server: %s", _line(error))
+                log.warning("values can't be kept on disk for the tracking server: %s", cause(error))
             self._queue.extend(operations)
 
     def _write(self, operations: tuple[Operation, ...]) -> None:
@@ -109,7 +110,7 @@ class Spool:
                     if not is_refusal(error):
                         self._failed(error)
                         return False
-                    log.warning("MLflow refused a %s of run %s: %s", operation["op"], self.run_id, _line(error))
+                    log.warning("MLflow refused a %s of run %s: %s", operation["op"], self.run_id, cause(error))
                 self._delivered(operation)
             return True
 
@@ -129,7 +130,7 @@ class Spool:
     def _failed(self, error: Exception) -> None:
         if not self.away:
             where = os.path.relpath(self.folder)
-            log.warning("the tracking server does not answer (%s); values wait in %s", _line(error), where)
+            log.warning("the tracking server does not answer (%s); values wait in %s", cause(error), where)
         self.away = True
         self.pause = min(_LONGEST, 2 * self.pause or 1.0)
 
@@ -166,22 +167,24 @@ class Sender:
                 self._collect()
                 self.spool.attempt()
             except Exception as error:  # a full disk must not end the thread
-                log.warning("values can't be kept for the tracking server: %s", _line(error))
+                log.warning("values can't be kept for the tracking server: %s", cause(error))
             with self._round:
                 self._rounds += 1
                 self._round.notify_all()
 
-    def drain(self, timeout: float) -> bool:
-        """Wait until nothing waits, an attempt failed, or the time is over; True where all was delivered."""
+    def drain(self, timeout: float, *, patient: bool = False) -> bool:
+        """Wait until nothing waits, an attempt failed (unless patient), or the time is over; True where all is there."""
         self.start()
         deadline = time.monotonic() + timeout
         with self._round:
             seen = self._rounds
             while self.spool.pending and time.monotonic() < deadline:
-                if self._rounds > seen and self.spool.away:
+                if self._rounds > seen and self.spool.away and not patient:
                     break
                 self._wake.set()
-                self._round.wait(min(0.5, max(0.0, deadline - time.monotonic())))
+                self._round.wait(min(1.0, max(0.0, deadline - time.monotonic())))
+                if patient and self.spool.away:
+                    self._round.wait(0.5)
         return not self.spool.pending
 
 
@@ -203,5 +206,3 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
