@@ -210,6 +210,8 @@ class _Loop:
         self.beaten_at = 0.0
         self.planned_at = -math.inf
         self.planned = 0
+        self.exhausted = False
+        found.stop = self._exhaust  # type: ignore[method-assign]  # samplers call it; Optuna's own wants its own loop
 
     def run(self, stop: threading.Event) -> None:
         """Until as many trials as planned have ended."""
@@ -239,11 +241,17 @@ class _Loop:
 
     def _wanted(self) -> int:
         """How many trials are to be started still (looked up again at least every two seconds)."""
+        if self.exhausted:
+            return 0
         if time.monotonic() - self.planned_at > OTHERS:
             running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             self.planned = self.sweep.trials - len(study.ended(self.study)) - len(running)
             self.planned_at = time.monotonic()
         return self.planned
+
+    def _exhaust(self) -> None:
+        """What a sampler calls that has nothing left to try (a grid)."""
+        self.exhausted = True
 
     def _others(self) -> bool:
         """Whether trials run elsewhere: they are waited for, since their machine may die."""

@@ -35,9 +35,8 @@ def prepare(configs: list[Config], objectives: tuple[Objective, ...], report: Re
         task, data, _ = parse(config).build()
         data.prepare_data()
         data.setup("fit")
-        if hasattr(task, "take_data"):
-            task.take_data(data.signature())
-        check_objectives(objectives, task.logged_metrics(), type(task).__name__)
+        if hasattr(task, "metric_names"):
+            check_objectives(objectives, task.metric_names(data.signature()), type(task).__name__)
     settled = resolve_precision(configs[0])
     return {key: settled[key] for key in ("precision", "channels_last")}
 

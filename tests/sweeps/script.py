@@ -1,4 +1,4 @@
-"""Runs a sweep with a target of the tests, as a process that can be killed: SWEEP.yaml TARGET [resume] [storage URL]."""
+"""Runs a sweep of a test target, as a process that can be killed: SWEEP.yaml TARGET [resume] [storage URL]."""
 
 from __future__ import annotations
 

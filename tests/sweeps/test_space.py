@@ -115,7 +115,10 @@ def corners(written):
         ({"a": {"type": "categorical"}}, "space.a.choices: write a list"),
         ({"a": {"type": "categorical", "choices": []}}, "space.a.choices: write a list"),
         ({"a": {"type": "categorical", "choices": [1, 1]}}, "space.a.choices: holds a value twice"),
-        ({"a": {"type": "categorical", "choices": [{"class_path": UNET}]}}, r"space.a.choices\[0\]: give classes names"),
+        (
+            {"a": {"type": "categorical", "choices": [{"class_path": UNET}]}},
+            r"space.a.choices\[0\]: give classes names",
+        ),
         ({"a": {"type": "categorical", "choices": {"u": 3}}}, "space.a.choices.u: expected {class_path"),
         (
             {"a": {"type": "categorical", "choices": {"u": {"class_path": "monai.networks.nets.UNte"}}}},
@@ -149,7 +152,9 @@ def test_a_wrong_space_is_refused_with_its_key(written, words):
         space.parse(written)
 
 
-@pytest.mark.parametrize("path", ["model.optimizer.lr", "model.network.dropout", "model.init_args.network", "model.loss"])
+@pytest.mark.parametrize(
+    "path", ["model.optimizer.lr", "model.network.dropout", "model.init_args.network", "model.loss"]
+)
 def test_a_path_into_the_configuration_or_to_an_argument_that_a_class_has_is_taken(path):
     space.check_path(CONFIG, path, "space", "fit.yaml")
 

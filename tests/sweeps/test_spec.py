@@ -78,7 +78,10 @@ def test_identity_names_what_makes_trials_comparable(folder):
         ({"objectives": []}, "objectives: write a list"),
         ({"objectives": [{"metric": "val/dice"}]}, r"objectives\[0\].direction: None is neither"),
         ({"objectives": [{"metric": "a", "direction": "maximise"}]}, "did you mean 'maximize'"),
-        ({"objectives": [{"metirc": "a", "direction": "maximize"}]}, r"objectives\[0\].metirc: .*did you mean 'metric'"),
+        (
+            {"objectives": [{"metirc": "a", "direction": "maximize"}]},
+            r"objectives\[0\].metirc: .*did you mean 'metric'",
+        ),
         ({"objectives": [TWO[0], TWO[0]]}, "objectives: name a metric twice"),
         ({"objectives": TWO, "pruner": PRUNER}, "pruner: can't be used with 2 objectives"),
         ({"sampler": {"class_path": "optuna.samplers.TPESamplr"}}, "sampler.class_path: .*did you mean 'TPESampler'"),

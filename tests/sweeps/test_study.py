@@ -52,9 +52,9 @@ def test_a_trial_that_always_dies_is_not_tried_for_ever(workdir):
 
 
 def test_a_second_sweep_of_the_same_name_is_refused_while_the_first_runs(workdir):
+    again = study.opened("tiny-net", None)
     with study.opened("tiny-net", None), pytest.raises(UsageError, match="tiny-net is running already"):
-        with study.opened("tiny-net", None):
-            pass
+        again.__enter__()
     with study.opened("tiny-net", None):
         pass
 
@@ -82,7 +82,7 @@ def test_a_sweep_is_named_in_whole_or_by_its_last_part(workdir):
     assert study.named("net", None).study_name == "tiny-net"
     with pytest.raises(UsageError, match="several sweeps: other-lr, tiny-lr"):
         study.named("lr", None)
-    with pytest.raises(UsageError, match="no sweep 'tiny-nte' .*did you mean 'tiny-net'"):
+    with pytest.raises(UsageError, match=r"no sweep 'tiny-nte' .*did you mean 'tiny-net'"):
         study.named("tiny-nte", None)
 
 

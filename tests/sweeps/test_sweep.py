@@ -110,6 +110,13 @@ def test_several_objectives_have_a_front():
     assert store.artifact(outcome.run_id, "images/front.png").exists()
 
 
+def test_a_grid_ends_the_sweep_when_it_is_used_up():
+    grid = {"class_path": "optuna.samplers.GridSampler"}
+    grid["init_args"] = {"search_space": {"model.optimizer.lr": [0.001, 0.01, 0.1]}}
+    outcome = start("grid", "good", trials=9, workers=2, sampler=grid)
+    assert sorted(row.params["model.optimizer.lr"] for row in outcome.rows) == [0.001, 0.01, 0.1]
+
+
 def test_two_workers_run_at_the_same_time_with_their_threads():
     outcome = start("together", "timed", trials=2, workers=2, threads=1)
     assert states(outcome) == ["complete"] * 2
@@ -123,7 +130,13 @@ def test_a_sweep_is_not_started_twice_by_mistake():
     with pytest.raises(UsageError, match=r"tiny-twice was started before \(1 of 2 trials ended\); .*--resume"):
         start("twice", "good", trials=2)
     with pytest.raises(UsageError, match="--resume: space changed since"):
-        start("twice", "good", resume=True, trials=2, space={**LR, "seed_everything": {"type": "int", "low": 0, "high": 9}})
+        start(
+            "twice",
+            "good",
+            resume=True,
+            trials=2,
+            space={**LR, "seed_everything": {"type": "int", "low": 0, "high": 9}},
+        )
     assert states(start("twice", "good", resume=True, trials=3)) == ["complete"] * 3
     with pytest.raises(UsageError, match="--resume: sweep tiny-never was never started"):
         start("never", "good", resume=True)
@@ -216,7 +229,9 @@ def test_what_is_wrong_is_refused_before_a_study_exists(changes, words):
     with pytest.raises(UsageError, match=words) as error:
         start("refused", "good", **changes)
     assert "\n" not in str(error.value)
-    assert [file for file in sorted(Path("mlruns").glob("optuna/*.log")) if file not in before and file.stat().st_size] == []
+    assert [
+        file for file in sorted(Path("mlruns").glob("optuna/*.log")) if file not in before and file.stat().st_size
+    ] == []
 
 
 def test_status_shows_trials_and_reasons_and_writes_json(capsys):
