@@ -22,6 +22,7 @@ Variant = tuple[Precision, bool]
 BUDGET_S = 1.0
 MARGIN = 1.1
 ROUNDS = 3
+TOO_LONG_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -74,32 +75,42 @@ def pick(seconds: dict[Variant, float], device: str) -> Choice:
     if seconds[first] < MARGIN * seconds[best]:
         best = first
     timed = ", ".join(f"{_name(variant)} {1000 * took:.1f} ms" for variant, took in seconds.items())
-    return Choice(*best, reason=f"{device}: {timed} a step")
+    return Choice(*best, reason=f"{device}: {timed} a step{'' if len(seconds) > 1 else ', too long to compare'}")
 
 
 def time_variants(network: nn.Module, image: torch.Tensor, variants: Sequence[Variant]) -> dict[Variant, float]:
     """Return the median seconds of a forward and backward pass of each variant, measured in alternating rounds.
 
-    A first pass of each is not counted; a variant that takes three times as long as the first one in it is dropped.
-    A step that takes long is measured on one sample of the batch.
+    A first pass of each is only counted where it takes so long that a second would cost more than it tells; a variant
+    whose first pass takes three times as long as the first variant's is out. A step that takes long is measured on
+    one sample of the batch; if even that takes over `TOO_LONG_S`, the first variant is kept unmeasured.
     """
-    runs: dict[Variant, tuple[nn.Module, torch.Tensor]] = {}
-    warm: dict[Variant, float] = {}
-    layouts = {last: _laid_out(network, last, image.ndim) for last in {last for _, last in variants}}
-    if len(image) > 1 and time_step(network, image, variants[0][0]) > BUDGET_S / 4 and not _needs_batch(network):
-        image = image[:1]
-    for precision, last in variants:
-        moved, layout = layouts[last]
-        runs[precision, last] = run = (moved, image.contiguous(memory_format=layout))
-        time_step(*run, precision)
-        warm[precision, last] = time_step(*run, precision)
-    kept = [variant for variant in variants if warm[variant] <= 3 * warm[variants[0]]]
+    layouts = {last: _laid_out(network, last, image.ndim) for last in dict.fromkeys(last for _, last in variants)}
+    image = _affordable(network, image, variants[0][0])
+    runs = {v: (layouts[v[1]][0], image.contiguous(memory_format=layouts[v[1]][1])) for v in variants}
+    first = time_step(*runs[variants[0]], variants[0][0])
+    if first > TOO_LONG_S:
+        return {variants[0]: first}
+    warm = {variants[0]: first} | {v: time_step(*runs[v], v[0]) for v in variants[1:]}
+    kept = [variant for variant in variants if warm[variant] <= 3 * first]
     took: dict[Variant, list[float]] = {variant: [] for variant in kept}
     end = time.perf_counter() + BUDGET_S
-    while len(took[kept[0]]) < ROUNDS or time.perf_counter() < end:
+    rounds = ROUNDS if sum(warm.values()) < BUDGET_S else 1
+    while len(took[kept[0]]) < rounds or time.perf_counter() < end:
         for variant in kept:
             took[variant].append(time_step(*runs[variant], variant[0]))
     return {variant: statistics.median(took.get(variant) or [warm[variant]]) for variant in variants}
+
+
+def _affordable(network: nn.Module, image: torch.Tensor, precision: Precision) -> torch.Tensor:
+    """Return the batch, or one sample of it where a step takes long (two where statistics are taken over the batch)."""
+    fewest = 2 if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()) else 1
+    if len(image) <= fewest:
+        return image
+    few = image[:fewest]
+    time_step(network, few, precision)
+    expected = time_step(network, few, precision) * len(image) / fewest
+    return few if expected > BUDGET_S / 8 else image
 
 
 def time_step(network: nn.Module, image: torch.Tensor, precision: Precision) -> float:
@@ -122,11 +133,6 @@ def _laid_out(network: nn.Module, channels_last: bool, dims: int) -> tuple[nn.Mo
         return network, torch.contiguous_format
     layout = torch.channels_last if dims == 4 else torch.channels_last_3d
     return copy.deepcopy(network).to(memory_format=layout), layout  # type: ignore[call-overload]
-
-
-def _needs_batch(network: nn.Module) -> bool:
-    """Whether a single sample might not do in training (batch statistics of one value)."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def _device(accelerator: str) -> torch.device:

@@ -86,13 +86,18 @@ class Task(L.LightningModule):
         self._take_signature()
         return cast(Signature, self.hparams["data"])
 
+    def take_data(self, signature: Signature) -> None:
+        """Let the task know its data; UsageError where the scheduler's monitor names a label that the data lacks."""
+        self.hparams["data"] = plain(signature, "data signature")
+        self._check_monitor()
+
     def _take_signature(self) -> None:
         if self.hparams["data"] is None:
             trainer = getattr(self, "_trainer", None)
             datamodule: Any = getattr(trainer, "datamodule", None)
             if not hasattr(datamodule, "signature"):
                 raise UsageError("model.init_args.data: the task does not know its data; fit it with a data module")
-            self.hparams["data"] = plain(datamodule.signature(), "data signature")
+            self.take_data(datamodule.signature())
 
     @property
     def outputs(self) -> list[str]:
@@ -175,6 +180,27 @@ class Task(L.LightningModule):
             if any(head.shape[2:] != target.shape[2:] for head in floats[1:]):
                 target = target.float()  # coarser heads: the loss resizes the target, which torch can't do to integers
             return cast(Tensor, self.loss(floats if len(floats) > 1 else floats[0], target))
+
+    def training_loss(self, batch: Batch, key: str) -> Tensor:
+        """Return and log the loss of the labelled samples of a batch; 0 (with gradients) where there are none.
+
+        key: where the batch keeps the truth.
+        """
+        heads = self.run_network(batch["image"])
+        has = labelled(batch, key)
+        if not any(has):
+            return torch.stack([head.sum() for head in heads]).sum() * 0.0
+        target = self.target(batch)
+        if not all(has):
+            kept = torch.tensor(has, device=target.device)
+            heads, target = [head[kept] for head in heads], target[kept]
+        loss = self.compute_loss(heads, target)
+        self.log_train_loss(loss.detach(), len(target))
+        return loss
+
+    def target(self, batch: Batch) -> Tensor:
+        """Return the truth of a batch as the loss takes it."""
+        raise NotImplementedError
 
     def log_train_loss(self, loss: Tensor, batch_size: int) -> None:
         """Log ``train/loss_step`` at steps and ``train/loss``, the mean over the epoch and all ranks."""
@@ -287,6 +313,13 @@ def plain(value: Any, key: str) -> Any:
     if value is None or type(value) in (str, int, float, bool):
         return value
     raise UsageError(f"{key}: write {type(value).__name__} as class_path and init_args, or as a plain value")
+
+
+def labelled(batch: Batch, key: str) -> list[bool]:
+    """Say for each sample of a batch whether its truth (``key``) is known."""
+    if key not in batch:
+        return [False] * len(batch["image"])
+    return batch["is_labelled"].bool().tolist() if "is_labelled" in batch else [True] * len(batch["image"])
 
 
 def build_loss(spec: Mapping[str, Any]) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from medlight.tasks.base import Batch, Signature, Spec, Task
+from medlight.tasks.base import Batch, Signature, Spec, Task, labelled
 from medlight.tasks.class_metrics import class_scores
 from medlight.tasks.deployable import Activation, activate
 from medlight.tasks.metrics import mean
@@ -69,12 +69,11 @@ class ClassificationTask(Task):
         return {"class_path": f"torch.nn.{name}", "init_args": {}}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch."""
-        loss = self.compute_loss([self(batch["image"])], self._target(batch))
-        self.log_train_loss(loss.detach(), len(batch["image"]))
-        return loss
+        """Return the loss of the labelled cases of a batch."""
+        return self.training_loss(batch, "target")
 
-    def _target(self, batch: Batch) -> Tensor:
+    def target(self, batch: Batch) -> Tensor:
+        """Return class indices (B,), or 0 and 1 as floats (B, L) where the data is multi-label."""
         return batch["target"].float() if self.multilabel else batch["target"].long()
 
     def predict_case(self, batch: Batch) -> Tensor:
@@ -83,19 +82,22 @@ class ClassificationTask(Task):
             return activate(self(batch["image"]), self.activation)
 
     def score(self, batch: Batch) -> list[Row]:
-        """Return a row for each case: loss, ``target``, ``predicted`` and the probability of every class.
+        """Return a row for each labelled case: loss, ``target``, ``predicted`` and the probability of every class.
 
         Multi-label: ``target/<class>`` and ``predicted/<class>``.
         """
+        has = labelled(batch, "target")
+        if not any(has):
+            return []
         with self.evaluating():
-            logits, target = self(batch["image"]), self._target(batch)
-            losses = [float(self.compute_loss([logits[i : i + 1]], target[i : i + 1])) for i in range(len(logits))]
-            probabilities = activate(logits, self.activation).cpu()
+            logits, target = self(batch["image"]), self.target(batch)
+        probabilities = activate(logits, self.activation).cpu()
         rows = []
-        for index, loss in enumerate(losses):
-            row: Row = {"case_id": int(batch["case_id"][index]), "loss": loss}
-            row |= self._answer(probabilities[index], target[index].cpu())
-            rows.append(row)
+        for index in (index for index, known in enumerate(has) if known):
+            one = slice(index, index + 1)
+            row: Row = {"case_id": int(batch["case_id"][index])}
+            row |= {"loss": float(self.compute_loss([logits[one]], target[one]))}
+            rows.append(row | self._answer(probabilities[index], target[index].cpu()))
         return rows
 
     def _answer(self, probabilities: Tensor, target: Tensor) -> Row:

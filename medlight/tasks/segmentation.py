@@ -10,7 +10,7 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
 from medlight.networks import spatial_size
-from medlight.tasks.base import Batch, Signature, Spec, Task
+from medlight.tasks.base import Batch, Signature, Spec, Task, labelled
 from medlight.tasks.deployable import activate
 from medlight.tasks.metrics import case_scores, mean
 from medlight.tasks.rows import Row
@@ -82,16 +82,11 @@ class SegmentationTask(Task):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the labelled samples of a batch of patches."""
-        heads = self.run_network(batch["image"])
-        labelled = batch["is_labelled"].bool() if "is_labelled" in batch else None
-        if "label" not in batch or (labelled is not None and not labelled.any()):
-            return torch.stack([head.sum() for head in heads]).sum() * 0.0
-        target = self.class_index(batch["label"])
-        if labelled is not None and not labelled.all():
-            heads, target = [head[labelled] for head in heads], target[labelled]
-        loss = self.compute_loss(heads, target)
-        self.log_train_loss(loss.detach(), len(target))
-        return loss
+        return self.training_loss(batch, "label")
+
+    def target(self, batch: Batch) -> Tensor:
+        """Return the label maps (B, 1, ...) as class indices."""
+        return self.class_index(batch["label"])
 
     def predict_case(self, batch: Batch) -> Tensor:
         """Return float32 probabilities (B, L, ...) of whole cases by sliding window."""
@@ -113,11 +108,11 @@ class SegmentationTask(Task):
 
     def score(self, batch: Batch) -> list[Row]:
         """Return a row for each labelled case: loss, Dice, HD95 (mm) and NSD, over all labels and by label."""
-        if "label" not in batch:
+        has = labelled(batch, "label")
+        if not any(has):
             return []
-        probabilities, target = self.predict_case(batch), self.class_index(batch["label"])
-        labelled = batch["is_labelled"].tolist() if "is_labelled" in batch else [True] * len(target)
-        return [self._row(batch, probabilities, target, index) for index, has in enumerate(labelled) if has]
+        probabilities, target = self.predict_case(batch), self.target(batch)
+        return [self._row(batch, probabilities, target, index) for index, known in enumerate(has) if known]
 
     def _row(self, batch: Batch, probabilities: Tensor, target: Tensor, index: int) -> Row:
         one = slice(index, index + 1)

@@ -73,6 +73,13 @@ def test_a_much_slower_variant_is_not_measured_for_long():
     assert time.perf_counter() - begin < 3
 
 
+def test_a_step_that_takes_too_long_is_not_compared(monkeypatch):
+    monkeypatch.setattr("medlight.launch.precision.TOO_LONG_S", 0.001)
+    found = time_variants(Slow(), torch.randn(1, 1, 4, 4), [("32-true", False), ("bf16-mixed", False)])
+    assert list(found) == [("32-true", False)]
+    assert "too long to compare" in pick(found, "cpu").reason
+
+
 @pytest.mark.gpu
 def test_cuda_takes_mixed_precision():
     if not torch.cuda.is_available():

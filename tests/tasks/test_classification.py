@@ -42,6 +42,21 @@ def test_rows_hold_the_answer_and_its_probabilities():
         assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_unlabelled_cases_do_not_count(multilabel):
+    data = Pictures(multilabel=multilabel)
+    task = ClassificationTask(network=CNN, data=data.signature())
+    task.configure_model()
+    task.network.eval()  # this network takes statistics over the batch otherwise
+    task.log = lambda *args, **kwargs: None
+    seen = next(iter(data.val_dataloader()))
+    alone = {name: value[:5] for name, value in seen.items()}
+    seen["is_labelled"] = torch.arange(8) < 5
+    seen["target"][5:] = float("nan") if multilabel else -1
+    assert len(task.score(seen)) == 5
+    assert task.training_step(seen, 0).item() == pytest.approx(task.training_step(alone, 0).item(), rel=1e-5)
+
+
 def test_class_weights_are_written_as_a_list():
     loss = {"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"weight": [1, 2, 3]}}
     task = ClassificationTask(network=CNN, loss=loss, data=Pictures(classes=3).signature())
