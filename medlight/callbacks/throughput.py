@@ -55,4 +55,4 @@ class Throughput(L.Callback):
                 "train/samples_per_s": self._samples * trainer.world_size / whole,
                 "train/data_wait_share": self._waited / whole,
             }
-            pl_module.log_dict(figures, rank_zero_only=True)
+            pl_module.log_dict(figures, sync_dist=trainer.world_size > 1)

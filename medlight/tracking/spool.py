@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,24 @@ class Spool:
         self._numbers = itertools.count(time.time_ns() // 1000)
         self._lock = threading.Lock()
         self._sending = threading.Lock()
+        if self.journal.exists():
+            self._adopt()
 
     @classmethod
     def reopened(cls, journal: Path) -> Spool | None:
         """Return the spool of a process that is no more, or None where its owner lives (or nothing can be read)."""
-        entries = list(_entries(journal))
-        if not entries or owner_alive(entries[0].get("pid", 0), entries[0].get("started", 0.0)):
+        head = next(_entries(journal), None)
+        if head is None or head["op"] != "owner" or owner_alive(head["pid"], head["started"]):
             return None
-        head = entries[0]
-        spool = cls(head["run_id"], head["uri"], journal.parent, again=True)
-        spool._queue.extend(entry for entry in entries if entry["op"] != "owner")
-        return spool
+        return cls(head["run_id"], head["uri"], journal.parent, again=True)
+
+    def _adopt(self) -> None:
+        """Take over what an earlier process of this run left."""
+        left = [entry for entry in _entries(self.journal) if entry["op"] != "owner"]
+        fresh = self.journal.with_suffix(".partial")
+        _append(fresh, [self._owner(), *left])
+        fresh.replace(self.journal)
+        self._queue.extend(left)
 
     @property
     def pending(self) -> int:
@@ -86,12 +93,7 @@ class Spool:
 
     def _write(self, operations: tuple[Operation, ...]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        new = not self.journal.exists()
-        with open(self.journal, "a", opener=_private) as file:
-            for entry in (self._owner(), *operations) if new else operations:
-                file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        _append(self.journal, operations if self.journal.exists() else (self._owner(), *operations))
 
     def keep(self, name: str) -> Path:
         """Return the path of a new file under the spool, for content that an operation needs."""
@@ -200,6 +202,14 @@ def _entries(journal: Path) -> Iterator[Operation]:
         except ValueError:
             return
         yield entry
+
+
+def _append(file: Path, entries: Sequence[Operation]) -> None:
+    """Append lines and bring them to the disk."""
+    with open(file, "a", opener=_private) as lines:
+        lines.writelines(json.dumps(entry) + "\n" for entry in entries)
+        lines.flush()
+        os.fsync(lines.fileno())
 
 
 def _private(path: str, flags: int) -> int:

@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import unquote, urlparse
 
 import psutil
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
@@ -219,11 +220,22 @@ def artifact(run_id: str, path: str) -> Path:
 
 
 def deliver_leftovers() -> int:
-    """Send what runs of this folder that are no more could not send; returns how many entries still wait."""
-    waiting = 0
-    for journal in journals(spool_dir()):
-        spool = Spool.reopened(journal)
-        if spool is not None:
-            spool.attempt()
-            waiting += spool.pending
+    """Send what runs of this folder that are no more could not send; returns how many entries still wait.
+
+    One command does it at a time; a server that does not answer is asked once.
+    """
+    waiting, away = 0, set()
+    if not any(journals(spool_dir())):
+        return 0
+    try:
+        with FileLock(spool_dir() / ".lock", timeout=0):
+            for journal in journals(spool_dir()):
+                spool = Spool.reopened(journal)
+                if spool is None:
+                    continue
+                if spool.uri not in away and not spool.attempt():
+                    away.add(spool.uri)
+                waiting += spool.pending
+    except Timeout:
+        pass
     return waiting

@@ -135,7 +135,8 @@ def trainer_of(args: argparse.Namespace, logger: MLflowLogger, *more: L.Callback
         callbacks.insert(0, EarlyStopping("val/loss", patience=args.patience))
     return L.Trainer(
         accelerator="cpu",
-        devices=1,
+        devices=args.devices,
+        strategy="ddp" if args.devices > 1 else "auto",
         max_epochs=args.epochs,
         logger=logger,
         callbacks=callbacks,
@@ -157,6 +158,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--patience", type=int, default=0)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--ema", action="store_true")
     parser.add_argument("--die", default="")
     parser.add_argument("--count", type=int, default=0)
@@ -165,7 +167,9 @@ def main() -> None:
     store.deliver_leftovers()
     L.seed_everything(7, verbose=False)
     logger = MLflowLogger("tiny", args.name, run_id=args.run_id)
-    Path("run_id").write_text(logger.run_id)
+    if logger.active:
+        Path("run_id").write_text(logger.run_id)
+        os.environ["MEDLIGHT_RUN_ID"] = logger.run_id
     trainer = trainer_of(args, logger, Death(args.die, args.count, args.signal))
     last = logger.local_dir / "checkpoints" / "last.ckpt"
     start = str(last) if args.run_id and last.is_file() else None
