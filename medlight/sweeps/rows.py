@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-from medlight.sweeps.study import INTERRUPTED
+from medlight.sweeps.study import INTERRUPTED, history
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -43,7 +42,7 @@ class Row:
 def row(trial: FrozenTrial) -> Row:
     """One trial as a row."""
     failed = trial.state == TrialState.FAIL
-    history = RetryHeartbeatStaleTrialCallback.retry_history(trial)
+    before = history(trial)
     return Row(
         number=trial.number,
         state=STATES[trial.state],
@@ -52,7 +51,7 @@ def row(trial: FrozenTrial) -> Row:
         reason=str(trial.user_attrs.get("reason", INTERRUPTED if failed else "")),
         run_id=str(trial.user_attrs.get("run_id", "")),
         seconds=round(trial.duration.total_seconds(), 1) if trial.duration else None,
-        retry_of=history[-1] if history else None,
+        retry_of=before[-1] if before else None,
     )
 
 

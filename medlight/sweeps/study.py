@@ -101,10 +101,15 @@ def find(storage: BaseStorage, full_name: str) -> optuna.Study | None:
         return None
 
 
+def history(trial: FrozenTrial) -> list[int]:
+    """The interrupted trials that this one repeats, oldest first; Optuna's callback keeps them."""
+    return list(trial.system_attrs.get("retry_history", []))
+
+
 def ended(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that count: ended, and not tried again."""
     trials = study.get_trials(deepcopy=False)
-    again = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
+    again = {number for trial in trials for number in history(trial)}
     return [trial for trial in trials if trial.state.is_finished() and trial.number not in again]
 
 

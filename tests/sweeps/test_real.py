@@ -94,7 +94,7 @@ def test_precision_is_settled_once_for_all_trials():
 
 @pytest.mark.slow
 def test_a_trial_may_be_a_fit_of_two_processes():
-    ranks = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1")
+    ranks = ("--data.split.val=0.5", "--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.max_epochs=1")
     code, content = run("ranks", "--trials=1", *ranks, space=LR)
     assert code == 0, content
     assert [trial["state"] for trial in content["trials"]] == ["complete"]
