@@ -127,11 +127,12 @@ class Preparation:
 
 
 def _channel_names(images: dict[str, Volume]) -> tuple[str, ...]:
-    return tuple(
-        name if len(volume.array) == 1 else f"{name}:{volume.channels[n].name or n}"
-        for name, volume in images.items()
-        for n in range(len(volume.array))
-    )
+    names: list[str] = []
+    for name, volume in images.items():
+        count = len(volume.array)
+        known = [channel.name for channel in volume.channels] or [""] * count
+        names += [name] if count == 1 else [f"{name}:{known[n] or n}" for n in range(count)]
+    return tuple(names)
 
 
 def _foreground(label: npt.NDArray[Any]) -> tuple[dict[int, npt.NDArray[np.int32]], dict[int, int]]:

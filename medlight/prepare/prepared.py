@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import mmap
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ _Place = tuple[str, tuple[int, ...], int]  # type of number, shape, bytes from t
 class PreparedCase:
     """A case in the store: its facts in memory, its voxels on disk.
 
-    Pickles as a few kilobytes; the file is mapped anew for each read, so workers, ranks and trials share its pages.
+    Pickles as a few kilobytes; the file is mapped where it is read, so workers, ranks and trials share its pages.
 
     key: name in the store. digest: sha256 of the input's content, whatever the preparation.
     shape, affine, spacing: of the prepared grid, I, J, K and millimetres. stats: one entry a channel
@@ -86,7 +89,15 @@ class PreparedCase:
         if name not in self.places:
             raise MedlightError(f"{self.case.id}: has no {name}")
         kind, shape, start = self.places[name]
-        return np.memmap(self.path, _DTYPES[kind], "r", start, shape)
+        flat = np.frombuffer(_mapped(self.path), _DTYPES[kind], math.prod(shape), start)
+        return flat.reshape(shape)
+
+
+@lru_cache(maxsize=256)
+def _mapped(path: Path) -> mmap.mmap:
+    """A file of the store in memory; kept for a while, as mapping takes longer than reading a patch."""
+    with path.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def write_prepared(arrays: PreparedArrays, path: Path) -> None:

@@ -10,29 +10,31 @@ spacing changes, as in ITK and nibabel; there is no shift by half a voxel.
 - Along an axis with far thicker slices than the others, images linearly and labels by the nearest slice (F. Isensee et
   al., nnU-Net, Nature Methods 18, 2021): a spline through thick slices invents what lies between them.
 
-Up to half a voxel beyond the last centre the edge value goes on; further out an image has its lowest value, and
-label maps and probabilities are 0. No low-pass filter is applied when the spacing grows.
+Up to half a voxel (of the coarser grid) beyond the last centre the edge value goes on; further out an image has its
+lowest value, and label maps and probabilities are 0. No low-pass filter is applied when the spacing grows.
 
-Where the two grids have parallel axes, interpolation is one small matrix an axis (taken from scipy's own splines),
-which is exact and several times as fast as scipy's loop over neighbours; oblique ones go through scipy's.
+Where the two grids have parallel axes, interpolation is one small sparse matrix an axis (taken from scipy's own
+splines), which is exact, several times as fast as scipy's loop over neighbours, and the same to the last bit whatever
+the number of threads; oblique grids go through scipy's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from medlight.scans.orientation import Affine, orientation, reorient
 
 Kind = Literal["image", "label", "probabilities"]
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int]
-_PARALLEL = 1e-3  # voxels: less bending than this over a whole axis is rounding of the file's header
+_ROUNDING = 1e-3  # voxels: less than this, over a whole axis, is rounding of the file's header
 
 
 def spacing_of(affine: Affine) -> npt.NDArray[np.float64]:
@@ -54,12 +56,15 @@ def thick_axis(shape: Shape, spacings: Sequence[npt.NDArray[np.float64]], thresh
 
 
 def spaced_grid(affine: Affine, shape: Shape, spacing: Sequence[float]) -> tuple[Affine, Shape]:
-    """Return the grid over the same field of view with another voxel size; an axis of one voxel stays as it is."""
+    """Return the grid from the same corner with another voxel size; an axis of one voxel stays as it is.
+
+    Its last voxel lies within half a (new) voxel of the old one's last, on either side.
+    """
     current = spacing_of(affine)
     wanted = np.where(np.asarray(shape) > 1, np.asarray(spacing, dtype=np.float64), current)
     grid = affine.copy()
     grid[:3, :3] = affine[:3, :3] * (wanted / current)
-    i, j, k = (max(1, round(float(n * s / t))) for n, s, t in zip(shape, current, wanted, strict=True))
+    i, j, k = (1 + ceil((n - 1) * s / t - 0.5 - _ROUNDING) for n, s, t in zip(shape, current, wanted, strict=True))
     return grid, (i, j, k)
 
 
@@ -90,7 +95,7 @@ def to_grid(array: Array, affine: Affine, grid: Affine, shape: Shape, kind: Kind
     turned, start = reorient(array, affine, orientation(grid))
     turned = turned if kind == "label" else turned.astype(np.float32, copy=False)
     to_index = np.linalg.inv(start) @ grid
-    if turned.shape[-3:] == tuple(shape) and _bend(to_index - np.eye(4), shape) < _PARALLEL:
+    if turned.shape[-3:] == tuple(shape) and _bend(to_index - np.eye(4), shape) < _ROUNDING:
         return np.ascontiguousarray(turned)
     thick = None
     if kind != "probabilities":
@@ -123,12 +128,11 @@ class _Parallel:
             self.matrices.append(matrix)
             self.inside.append(inside)
 
-    def __call__(self, channel: Array, box: tuple[slice, ...] = (slice(None),) * 3) -> Array:
-        """Interpolate ``(I, J, K)``, of which only ``box`` of the source is given (0 elsewhere)."""
+    def __call__(self, channel: Array) -> Array:
+        """Interpolate ``(I, J, K)``."""
         order = sorted(range(3), key=lambda axis: self.shape[axis] / channel.shape[axis])  # shrink first
         for axis in order:
-            moved = np.tensordot(self.matrices[axis][:, box[axis]], channel, axes=(1, axis))
-            channel = np.moveaxis(moved, 0, axis)
+            channel = _along(self.matrices[axis], channel, axis)
         return channel
 
     def outside(self) -> npt.NDArray[np.bool_] | None:
@@ -142,7 +146,7 @@ class _Parallel:
         """Return the part of the target that voxels in ``box`` of the source touch."""
         spans = []
         for matrix, part in zip(self.matrices, box, strict=True):
-            rows = np.flatnonzero(np.abs(matrix[:, part]).sum(axis=1) > 0)
+            rows = np.flatnonzero(np.diff(matrix[:, part].indptr))
             spans.append(slice(int(rows[0]), int(rows[-1]) + 1) if rows.size else slice(0, 0))
         return tuple(spans)
 
@@ -150,8 +154,7 @@ class _Parallel:
         """Interpolate the mask of one label inside its box, onto the part of the target that it reaches."""
         channel = mask.astype(np.float32)
         for axis in range(3):
-            moved = np.tensordot(self.matrices[axis][reach[axis], box[axis]], channel, axes=(1, axis))
-            channel = np.moveaxis(moved, 0, axis)
+            channel = _along(self.matrices[axis][reach[axis], box[axis]], channel, axis)
         return channel
 
 
@@ -163,10 +166,10 @@ class _Oblique:
         self.order = max(orders)
 
     def __call__(self, channel: Array) -> Array:
-        """Interpolate ``(I, J, K)``; beyond the edge the edge value goes on."""
+        """Interpolate ``(I, J, K)``; up to half a voxel beyond the edge the scan is mirrored."""
         matrix, offset = self.to_index[:3, :3], self.to_index[:3, 3]
         moved: Array = ndimage.affine_transform(
-            channel, matrix, offset, self.shape, np.float32, order=self.order, mode="nearest"
+            channel, matrix, offset, self.shape, np.float32, order=self.order, mode="mirror"
         )
         return moved
 
@@ -176,8 +179,9 @@ class _Oblique:
         outside = np.zeros(self.shape, bool)
         for axis, size in enumerate(self.source):
             a, b, c, d = self.to_index[axis]
+            margin = _margin(float(np.linalg.norm(self.to_index[axis, :3])))
             at = a * i + b * j + c * k + d
-            outside |= (at < -0.5 - _PARALLEL) | (at > size - 0.5 + _PARALLEL)
+            outside |= (at < -margin) | (at > size - 1 + margin)
         return outside
 
     def reach(self, box: tuple[slice, ...]) -> tuple[slice, ...]:
@@ -198,23 +202,35 @@ def _mover(to_index: Affine, source: Shape, shape: Shape, orders: tuple[int, ...
     skew = to_index.copy()
     skew[:3, 3] = 0
     np.fill_diagonal(skew, 0)
-    kind = _Parallel if _bend(skew, shape) < _PARALLEL else _Oblique
+    kind = _Parallel if _bend(skew, shape) < _ROUNDING else _Oblique
     return kind(to_index, source, shape, orders)
 
 
+def _margin(step: float) -> float:
+    """How far beyond its last centre an axis still has a value, in its own voxels; ``step`` is the target's voxel."""
+    return 0.5 * max(1.0, step) + _ROUNDING
+
+
 @lru_cache(maxsize=64)
-def _axis_matrix(
-    source: int, target: int, step: float, offset: float, order: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Interpolation of one axis as a matrix ``(target, source)``, and which target voxels lie on the source."""
+def _axis_matrix(source: int, target: int, step: float, offset: float, order: int) -> tuple[Any, npt.NDArray[np.bool_]]:
+    """Interpolation of one axis as a sparse matrix ``(target, source)``, and which target voxels lie on the source."""
     at = np.arange(target) * step + offset
-    inside = (at >= -0.5 - _PARALLEL) & (at <= source - 0.5 + _PARALLEL)
+    margin = _margin(abs(step))
+    inside = (at >= -margin) & (at <= source - 1 + margin)
     if source == 1:
-        return np.ones((target, 1), np.float32) * inside[:, None], inside
-    where = np.meshgrid(np.clip(at, 0, source - 1), np.arange(source), indexing="ij")
-    matrix = ndimage.map_coordinates(np.eye(source), where, order=order, mode="mirror")
-    matrix[np.abs(matrix) < 1e-9] = 0
-    return (matrix * inside[:, None]).astype(np.float32), inside
+        matrix = np.ones((target, 1))
+    else:
+        where = np.meshgrid(np.clip(at, 0, source - 1), np.arange(source), indexing="ij")
+        matrix = ndimage.map_coordinates(np.eye(source), where, order=order, mode="mirror")
+    matrix[np.abs(matrix) < 1e-7] = 0  # a spline reaches over the whole axis, but a float32 not further than this
+    return sparse.csr_array((matrix * inside[:, None]).astype(np.float32)), inside
+
+
+def _along(matrix: Any, channel: Array, axis: int) -> Array:
+    """Multiply a matrix onto one axis of ``(I, J, K)``."""
+    first = np.moveaxis(channel, axis, 0)
+    moved = matrix @ np.ascontiguousarray(first).reshape(first.shape[0], -1)
+    return np.moveaxis(moved.reshape(-1, *first.shape[1:]), 0, axis)
 
 
 def _move(channel: Array, mover: _Mover, kind: Kind) -> Array:

@@ -72,7 +72,8 @@ class ImageFolders:
     """A folder of images and a folder of label maps with the same file names (NIfTI).
 
     images, labels: folders, found as `data_path` says. label_names: voxel value to name (or to ``{name: ..., colour:
-    "#rrggbb", code: [value, scheme, meaning]}``); where left out, the values found in the data are used. unlabelled: take images without a label too, as unlabelled cases.
+    "#rrggbb", code: [value, scheme, meaning]}``); where left out, the values found in the data are used. unlabelled:
+    take images without a label too, as unlabelled cases.
     """
 
     def __init__(

@@ -35,6 +35,7 @@ def volume(shape=(24, 24, 24), labels=2, spacing=(1.0, 1.0, 1.0), seed=0, codes=
     for value in range(1, labels + 1):
         centre = size * np.array([value / (labels + 1), *rng.uniform(0.35, 0.65, 2)])
         radius = size / (labels + 1) * rng.uniform(0.28, 0.48, 3)
+        radius = np.maximum(radius, 1.2 * np.asarray(spacing))  # never without a voxel
         centre[flat], radius[flat] = 0, 1
         label[(((grid - centre) / radius) ** 2).sum(axis=-1) < 1] = value
     head = (((grid - size / 2) / (size * 0.48)) ** 2)[..., [a for a in range(3) if a not in flat]].sum(axis=-1) < 1
