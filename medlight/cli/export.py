@@ -102,6 +102,7 @@ def _cases(args: argparse.Namespace, subject: _Subject) -> list[Case]:
     """Return validation cases: those of the run's own data, or of the file that was named."""
     from medlight import config
     from medlight.callbacks.export import spread
+    from medlight.launch.resolve import parse
 
     source = args.data
     if source is None and subject.run_id:
@@ -117,8 +118,8 @@ def _cases(args: argparse.Namespace, subject: _Subject) -> list[Case]:
     spec = written.get("data", written)
     if not config.is_spec(spec):
         raise UsageError(f"{source}: has no data section; write data: {{class_path: ..., init_args: {{...}}}}")
-    config.check_spec(spec, "data")
-    data = config.instantiate(spec)
+    any_task = {"class_path": "medlight.tasks.SegmentationTask"}  # the parser wants one; only the data is used
+    _, data, _ = parse({"model": any_task, "data": spec}).build()
     data.prepare_data()
     data.setup("validate")
     cases = [prepared.case for prepared in data.prepared["val"]]
@@ -137,7 +138,8 @@ def _record(subject: _Subject, tags: dict[str, str], figures: dict[str, Any], bu
     client = store.client()
     with store.reached():
         for metric, figure in metrics(figures).items():
-            client.log_metric(subject.run_id, metric, figure)
+            points = client.get_metric_history(subject.run_id, metric)  # a callback may have logged one, at its step
+            client.log_metric(subject.run_id, metric, figure, step=max((point.step for point in points), default=0))
         if bundle is not None:
             client.log_artifacts(subject.run_id, str(bundle), "bundle")
         for name, value in tags.items():

@@ -1,0 +1,88 @@
+"""`medlight export`: from a recorded run to a recorded bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medlight.cli.main import main
+from medlight.deploy.bundle import Bundle
+from medlight.tracking import store
+from tests.deploy.recorded import Recorded, recorded_fit
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+    with recorded_fit(tmp_path_factory.mktemp("recorded")) as made:
+        yield made
+
+
+def run(*words: str | Path) -> int:
+    return main(["export", *map(str, words), "--threads", "1"])
+
+
+def test_a_run_is_exported_compared_and_recorded(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(recorded.run_id[:8], "--to", "onnx,tensorrt", "--json", "figures.json") == 0
+    said = capsys.readouterr().out
+    assert "TensorRT is skipped: " in said
+    assert "largest difference" in said
+    bundle = Bundle.load(recorded.root / "tiny-bundle")
+    assert bundle.parity["cases"] == 2
+    figures = json.loads(Path("figures.json").read_text())
+    assert figures["parity"]["max_abs_diff"] == bundle.parity["max_abs_diff"] < 1e-4
+    assert recorded.tags()["medlight.tensorrt"].startswith("skipped: ")
+    logged = json.loads(store.artifact(recorded.run_id, "bundle/parity.json").read_text())
+    assert logged["cases"] == 2
+    assert main(["predict", recorded.run_id, str(recorded.root / "images"), "out", "--threads", "1"]) == 0
+    assert len(list(Path("out").glob("*.nii.gz"))) == 4
+
+
+def test_an_export_that_differs_fails_with_figures_and_a_tag(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.deploy.test_export import tampered
+
+    tampered(monkeypatch)
+    assert run(recorded.run_id, "other") == 1
+    assert "differ by up to" in capsys.readouterr().err
+    assert not Path("other").exists()
+    assert recorded.tags()["medlight.export"] == "failed"
+    assert recorded.metrics()["export/max_abs_diff"] > 1e-4
+
+
+def test_a_sweep_means_its_best_trial(recorded: Recorded) -> None:
+    parent = store.client().create_run(
+        store.experiment_id("exports"),
+        tags={"medlight.kind": "sweep", "medlight.best_run": recorded.run_id},
+        run_name="search",
+    )
+    assert run(parent.info.run_id, "--cases", "1") == 0
+    assert Bundle.load(Path("search-bundle")).run_id == recorded.run_id
+    empty = store.client().create_run(store.experiment_id("exports"), tags={"medlight.kind": "sweep"})
+    assert run(empty.info.run_id) == 2
+
+
+def test_a_bare_checkpoint_needs_its_data(
+    recorded: Recorded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = store.artifact(recorded.run_id, "checkpoints/best.ckpt")
+    assert run(checkpoint, tmp_path / "bundle") == 2
+    assert "--data FIT.yaml, or --unchecked" in capsys.readouterr().err
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(recorded.config))
+    assert run(checkpoint, tmp_path / "bundle", "--data", tmp_path / "fit.yaml") == 0
+    assert Bundle.load(tmp_path / "bundle").parity["passed"]
+    assert run(checkpoint, tmp_path / "unchecked", "--unchecked") == 0
+    assert Bundle.load(tmp_path / "unchecked").parity == {"checked": False}
+    assert "nothing (--unchecked)" in capsys.readouterr().out
+
+
+def test_wrong_calls_are_refused(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("absent.ckpt") == 2
+    assert run("no-such-run") == 2
+    assert run(recorded.run_id, "--to", "coreml") == 2
+    assert run(recorded.run_id, "--cases", "0") == 2
+    assert "one of onnx, tensorrt" in capsys.readouterr().err
