@@ -14,7 +14,7 @@ import torchio as tio
 
 from medlight.data.augment.movement import Matrix, Movement
 from medlight.data.augment.spatial import RandomSpatial
-from medlight.data.patches import Window, cut
+from medlight.data.patches import Triple, Window, cut
 from medlight.data.reach import reach_of
 from medlight.data.seeding import all_seeded, torch_seeded
 from medlight.errors import UsageError
@@ -47,6 +47,7 @@ class Pipeline:
         for transform in every:
             transform.copy = False
         self._lead = self._find_lead()
+        self._reaches: dict[tuple[Triple, bytes], Triple] = {}
         self._foreign = any(not type(t).__module__.startswith(("torchio.", "medlight.")) for t in every)
         self._foreign |= any(isinstance(t, tio.Lambda) for t in every)
         self._with_own_state = [t.monai_transform for t in every if isinstance(t, tio.MonaiAdapter)]
@@ -67,13 +68,20 @@ class Pipeline:
 
     def plan(self, window: Window, affine: Matrix) -> Plan:
         """Draw the leading movement, if there is one, and say what is to be read for a patch."""
-        others = [reach_of(t, window.size, affine) for t in self.transforms if t is not self._lead]
-        i, j, k = (sum(r[axis] for r in others) for axis in range(3))
-        target = window.wider((i, j, k))
+        target = window.wider(self._reach(window.size, affine))
         if self._lead is None or torch.rand(1).item() > self._lead.probability:
             return Plan(window, target, target, None)
         movement = self._lead.get_params(target.size, affine)
         return Plan(window, target, target.wider(movement.reach(target.size)), movement)
+
+    def _reach(self, size: Triple, affine: Matrix) -> Triple:
+        """How far the transforms but the leading one look beyond a patch, all together."""
+        key = (size, affine[:3, :3].tobytes())
+        if key not in self._reaches:
+            others = [reach_of(t, size, affine) for t in self.transforms if t is not self._lead]
+            i, j, k = (sum(reach[axis] for reach in others) for axis in range(3))
+            self._reaches = {key: (i, j, k)}  # the last one only: spacings seldom differ
+        return self._reaches[key]
 
     def run(self, subject: tio.Subject, slab: Window, plan: Plan) -> tio.Subject:
         """Transform a subject that holds the ``slab`` part of a case, and cut the planned patch out of it.

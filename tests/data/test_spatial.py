@@ -9,10 +9,19 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medlight.data.augment import RandomSpatial
-from medlight.data.augment.movement import Movement, move_image, move_label
+from medlight.data.augment.movement import Movement
+from medlight.data.augment.resampling import Source, move
 from medlight.data.patches import Window
 
 SHAPE = (30, 36, 26)
+
+
+def move_image(image, movement, window, pad):
+    return move([Source(image, pad=pad)], movement, window)[0]
+
+
+def move_label(label, movement, window):
+    return move([Source(label, is_label=True)], movement, window)[0]
 
 
 def smooth(shape=SHAPE, seed=0, channels=1):

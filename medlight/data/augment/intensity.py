@@ -11,20 +11,9 @@ import torch
 import torchio as tio
 from scipy import ndimage
 
+from medlight.data.augment.resampling import along_axes
+
 Array = npt.NDArray[np.float64]
-
-
-def along_axes(image: torch.Tensor, matrices: list[torch.Tensor | None]) -> torch.Tensor:
-    """Multiply a ``(C, I, J, K)`` image by a square matrix along each of I, J and K; ``None`` leaves an axis alone."""
-    shape = image.shape
-    over_i, over_j, over_k = matrices
-    if over_k is not None:
-        image = image @ over_k.T
-    if over_j is not None:
-        image = over_j @ image
-    if over_i is not None:
-        image = (over_i @ image.reshape(shape[0], shape[1], -1)).view(shape)
-    return image
 
 
 class RandomBiasField(tio.RandomBiasField):

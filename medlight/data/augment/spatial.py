@@ -9,7 +9,8 @@ import torch
 import torchio as tio
 from torchio.transforms.augmentation import RandomTransform
 
-from medlight.data.augment.movement import Matrix, Movement, move_image, move_label
+from medlight.data.augment.movement import Matrix, Movement
+from medlight.data.augment.resampling import Source, move
 from medlight.data.patches import Triple, Window
 
 Range = float | tuple[float, float] | tuple[float, float, float] | tuple[float, float, float, float, float, float]
@@ -128,12 +129,15 @@ class RandomSpatial(RandomTransform, tio.SpatialTransform):
 
     def move(self, subject: tio.Subject, movement: Movement, window: Window) -> tio.Subject:
         """Replace the subject's images by their moved window (in voxels of the present images)."""
-        for image in self.get_images(subject):
-            data = image.data
-            if isinstance(image, tio.LabelMap):
-                image.set_data(move_label(data, movement, window))
-            else:
-                image.set_data(move_image(data.float(), movement, window, self._pad_value(data)))
+        images = self.get_images(subject)
+        sources = [
+            Source(image.data, True)
+            if isinstance(image, tio.LabelMap)
+            else Source(image.data.float(), False, self._pad_value(image.data))
+            for image in images
+        ]
+        for image, moved in zip(images, move(sources, movement, window), strict=True):
+            image.set_data(moved)
         return subject
 
     def _pad_value(self, data: torch.Tensor) -> float | torch.Tensor:
