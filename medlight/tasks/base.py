@@ -142,9 +142,26 @@ class Task(L.LightningModule):
         if self.network is not None:
             return
         self.network = self.build_network()
+        self._check_shapes(self.network)
         self.loss = DeepSupervisionLoss(cast(Any, self.configure_losses()))
         if self.hparams["channels_last"]:
             self.network = self.network.to(memory_format=self._layout())  # type: ignore[call-overload]
+
+    def _check_shapes(self, network: nn.Module) -> None:
+        """Refuse a network that can't take the data's patches or gives back another shape."""
+        size = networks.spatial_size(self.data)
+        try:
+            found = networks.output_shape(network, (1, len(self.data["channels"]), *size))
+        except UsageError as error:
+            raise UsageError(f"model.init_args.network: {error}; mend: choose sizes that its strides divide") from error
+        expected = self.logits_shape(size)
+        if found[1:] != expected:
+            said = f"gives {list(found[1:])} for patches of {size}, not {list(expected)} (labels or classes first)"
+            raise UsageError(f"model.init_args.network: {type(network).__name__} {said}")
+
+    def logits_shape(self, size: list[int]) -> tuple[int, ...]:
+        """Return the shape of one sample's logits for an image of this size in voxels."""
+        raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and the schedule."""

@@ -68,6 +68,10 @@ class ClassificationTask(Task):
         name = "BCEWithLogitsLoss" if self.multilabel else "CrossEntropyLoss"
         return {"class_path": f"torch.nn.{name}", "init_args": {}}
 
+    def logits_shape(self, size: list[int]) -> tuple[int, ...]:
+        """One number a class."""
+        return (len(self.outputs),)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the labelled cases of a batch."""
         return self.training_loss(batch, "target")

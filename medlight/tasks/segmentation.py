@@ -71,6 +71,10 @@ class SegmentationTask(Task):
         arguments = {"softmax": True, "to_onehot_y": True, "include_background": False}
         return {"class_path": "monai.losses.DiceCELoss", "init_args": arguments}
 
+    def logits_shape(self, size: list[int]) -> tuple[int, ...]:
+        """One channel a label, on the image's own grid."""
+        return (len(self.outputs), *size)
+
     def class_index(self, label: Tensor) -> Tensor:
         """Turn label values (as in the files) into positions in the list of labels, which is what networks put out."""
         values = [int(entry["value"]) for entry in self.data["labels"]]

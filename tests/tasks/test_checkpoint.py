@@ -73,17 +73,23 @@ def test_averaged_weights_are_the_ones_that_load(tmp_path):
     )
 
 
-def test_resuming_goes_on_from_the_weights(tmp_path):
+@pytest.mark.parametrize("schedule", ["PolynomialLR", "OneCycleLR", "ReduceLROnPlateau"])
+def test_resuming_goes_on_from_weights_optimiser_and_schedule(tmp_path, schedule):
+    scheduler = {"class_path": f"torch.optim.lr_scheduler.{schedule}"}
+    scheduler |= {"init_args": {"max_lr": 0.1}} if schedule == "OneCycleLR" else {}
+    scheduler |= {"warmup": 2} if schedule == "PolynomialLR" else {}
+
+    class Save(L.Callback):
+        def on_validation_end(self, trainer, module):
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "a.ckpt")
+
     torch.manual_seed(0)
-    whole = trainer(max_epochs=3)
-    task = SegmentationTask(network=DYNUNET)
-    whole.fit(task, Blobs(dims=2))
-    torch.manual_seed(0)
-    first = trainer(max_epochs=2)
-    first.fit(SegmentationTask(network=DYNUNET), Blobs(dims=2))
-    first.save_checkpoint(tmp_path / "a.ckpt")
-    again = SegmentationTask(network=DYNUNET)
-    trainer(max_epochs=3).fit(again, Blobs(dims=2), ckpt_path=tmp_path / "a.ckpt")
+    task = SegmentationTask(network=DYNUNET, scheduler=scheduler)
+    trainer(max_epochs=4, callbacks=[Save()]).fit(task, Blobs(dims=2))
+    again = SegmentationTask(network=DYNUNET, scheduler=scheduler)
+    trainer(max_epochs=4).fit(again, Blobs(dims=2), ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert task.optimizers().param_groups[0]["lr"] == again.optimizers().param_groups[0]["lr"]
     for name, value in task.state_dict().items():
         assert torch.allclose(value, again.state_dict()[name], atol=1e-6)
 

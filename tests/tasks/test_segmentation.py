@@ -206,6 +206,23 @@ def test_a_monitor_of_an_unknown_label_is_refused_before_the_first_step():
         trainer().fit(task, Blobs())
 
 
+@pytest.mark.parametrize(
+    ("network", "text"),
+    [
+        (spec(NETS + "DynUNet", filters=[4, 8, 8], strides=[1, 2, 2]), "DynUNet can't take images of 18x18x18"),
+        (
+            spec(NETS + "UNet", channels=[4, 8], strides=[2], out_channels=5),
+            r"UNet gives \[5, 18, 18, 18\].*not \[3, 18",
+        ),
+        (spec(NETS + "DynUNet", filters=[4, 8, 8], strides=[2, 1, 1]), r"gives \[3, 9, 9, 9\]"),
+    ],
+)
+def test_a_network_that_does_not_suit_the_data_is_refused_before_the_first_step(network, text):
+    with pytest.raises(UsageError, match=text) as error:
+        trainer().fit(SegmentationTask(network=network), Blobs(size=18))
+    assert "\n" not in str(error.value)
+
+
 def test_no_data_is_said_in_one_line():
     with pytest.raises(UsageError, match="does not know its data"):
         SegmentationTask(network=DYNUNET).configure_model()
