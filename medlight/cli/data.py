@@ -47,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c", "--config", action="append", required=True, metavar="FILE", help="fit YAML; later over earlier"
     )
     prepare.add_argument("--on-bad-case", choices=("error", "skip"), help="what to do with a case that can't be used")
-    prepare.add_argument(
-        "--workers", type=int, metavar="N", help="processes; 0 works in this one (default: the file's)"
-    )
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes; 0: none but this one")
     text = "fetch a public data set, its digest checked"
     download = actions.add_parser("download", help=text, description=text, epilog=_DOWNLOAD, **options)
     download.add_argument("name", metavar="NAME", help="a data set, see below")
@@ -58,9 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     download.add_argument("--from", dest="source", metavar="FILE|FOLDER|URL", help="in place of the official source")
     for action in (prepare, download):
-        action.add_argument(
-            "--json", metavar="FILE", help="write what was done as JSON ('-': standard output, no table)"
-        )
+        action.add_argument("--json", metavar="FILE", help="write what was done as JSON (-: standard output)")
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
