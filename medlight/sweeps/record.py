@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,7 @@ class Record:
         self.logger = MLflowLogger(sweep.study, sweep.name, kind="sweep", run_id=run_id)
         self.run_id = self.logger.run_id
         self._late: list[Callable[[], None]] = []
+        self._writer = ThreadPoolExecutor(1)  # a slow server doesn't hold the trials up
 
     def start(self, resolved: dict[str, Any], digest: str) -> None:
         """Write down what is searched."""
@@ -72,7 +74,7 @@ class Record:
                 status = "KILLED" if row.reason.startswith("interrupted") else "FAILED"
                 client.set_terminated(run_id, status)
 
-        self._attempt(write)
+        self._writer.submit(self._attempt, write)
 
     def progress(self, study: optuna.Study, ended: int) -> None:
         """The best values so far, over the trials that ended."""
@@ -80,9 +82,7 @@ class Record:
 
     def finish(self, study: optuna.Study) -> None:
         """Write the trials, the plots and the best trial, and close the run."""
-        late, self._late = self._late, []
-        for write in late:
-            self._attempt(write)
+        self._catch_up()
         best = rows.best(study)
         runs = [str(trial.user_attrs.get("run_id", "")) for trial in best]
         numbers = ",".join(str(trial.number) for trial in best)
@@ -98,6 +98,7 @@ class Record:
 
     def killed(self, reason: str) -> None:
         """Close the run of a sweep that was stopped; call it where the exception is handled, which tells its status."""
+        self._catch_up()
         self.logger.set_tags({"medlight.state": "killed", "medlight.reason": reason})
         self.logger.finalize("failed")
 
@@ -110,6 +111,13 @@ class Record:
             reached = [trial.values[index] for trial in best]
             values[f"best/{objective.metric}"] = (max if objective.direction == "maximize" else min)(reached)
         return values
+
+    def _catch_up(self) -> None:
+        """Wait for what is being written, and try once more what could not be."""
+        self._writer.shutdown()
+        late, self._late = self._late, []
+        for write in late:
+            self._attempt(write)
 
     def _attempt(self, write: Callable[[], None]) -> None:
         try:

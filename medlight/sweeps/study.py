@@ -25,7 +25,7 @@ from medlight.errors import MedlightError, UsageError
 
 ROOT = Path("mlruns") / "optuna"
 HEARTBEAT = 5  # seconds
-SILENT = 30  # seconds after which a trial on a database counts as dead
+SILENT = 60  # seconds after which a trial on a database counts as dead
 ATTEMPTS = 3  # how often an interrupted trial is tried again
 INTERRUPTED = "interrupted: its sweep or its machine died"
 
