@@ -52,9 +52,23 @@ def run(args: argparse.Namespace) -> None:
     url = f"http://{f'[{near}]' if ':' in near and near[0] != '[' else near}:{port}"
     with _server(uri, args.host, port) as (process, log):
         _wait_for(url, process, log)
-        print(f"MLflow UI: {url}   (Ctrl-C ends it)", flush=True)
+        print("\n".join(_studies(url)))
+        print(f"MLflow UI: {url}   (Ctrl-C ends it; runs are under 'Model training', at the top left)", flush=True)
         process.wait()
         raise MedlightError(f"the MLflow server stopped by itself: {_last_words(log)}")
+
+
+def _studies(url: str, most: int = 5) -> list[str]:
+    """A line for each of the studies worked on last, with the address of its runs.
+
+    Without the last part of the address MLflow opens on its pages for language models, where no run is seen.
+    """
+    from medlight.tracking.store import client, reached
+
+    with reached():
+        found = client().search_experiments(order_by=["last_update_time DESC"], max_results=most + 1)
+    studies = [(study.name, study.experiment_id) for study in found if study.name != "Default"][:most]
+    return [f"{name}: {url}/#/experiments/{key}/runs?workflowType=machine_learning" for name, key in studies]
 
 
 def _choose_port(host: str, asked: int | None) -> int:

@@ -160,3 +160,15 @@ def sweep(recorder: Recorder, name: str = "hippocampus-sweep") -> tuple[str, lis
             )
         )
     return parent, children
+
+
+def picture(recorder: Recorder, run_id: str) -> None:
+    """Log a picture at a step, and one as a file in ``images/``."""
+    from PIL import Image
+
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, :48, 0] = 255
+    recorder.client.log_image(run_id, pixels, key="val/example", step=30)
+    file = recorder.root / "panel.png"
+    Image.fromarray(pixels).save(file)
+    recorder.client.log_artifact(run_id, str(file), "images")
