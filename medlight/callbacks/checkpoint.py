@@ -118,7 +118,7 @@ class Checkpoint(LightningCheckpoint):
         self._saved = trainer.global_step
         self._metrics = scalars(trainer)
         if isinstance(trainer.logger, MLflowLogger):
-            trainer.logger.flush()  # no value older than the checkpoint may be lost with the process
+            trainer.logger.flush(0)  # on disk: no value older than the checkpoint is lost with the process
         self._save(trainer, "last.ckpt")
 
     def _save(self, trainer: L.Trainer, name: str) -> Path:

@@ -63,19 +63,13 @@ def due(trainer: L.Trainer) -> bool:
 def draw(batch: dict[str, torch.Tensor], probabilities: torch.Tensor, index: int, labels: tuple[Any, ...]) -> Any:
     """Return the picture of one case of a batch: its first channel, the likeliest label filled, the truth outlined."""
     image = batch["image"][index, 0].float().cpu().numpy()
-    values = np.array([label.value for label in labels] or range(probabilities.shape[1]))
-    found = (
-        values[probabilities[index].argmax(0).cpu().numpy()]
-        if probabilities.shape[1] > 1
-        else _single(probabilities[index, 0], values)
-    )
+    values = np.array([0, *(label.value for label in labels if label.value)])
+    if probabilities.shape[1] > 1:
+        found = values[probabilities[index].argmax(0).cpu().numpy()]
+    else:  # one output: the probability of the one label
+        found = (probabilities[index, 0] > 0.5).cpu().numpy() * values[-1]
     truth = batch["label"][index, 0].cpu().numpy()
     if image.ndim == 2:
         image, found, truth = image[..., None], found[..., None], truth[..., None]
     spacing = tuple(float(s) for s in batch["spacing"][index]) if "spacing" in batch else (1.0, 1.0, 1.0)
     return panel(image, spacing, [(found, "fill"), (truth, "outline")], labels)
-
-
-def _single(probability: torch.Tensor, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Label map of a network with one output."""
-    return (probability > 0.5).cpu().numpy().astype(np.int64) * int(values[-1])

@@ -214,5 +214,3 @@ def _append(file: Path, entries: Sequence[Operation]) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
-
-

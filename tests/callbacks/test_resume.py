@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import signal
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,19 +24,29 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
-def undisturbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
-    options = OPTIONS[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    assert fit(folder, *options) == 0
-    return options, folder
+LIMITS = {"on_train_batch_end": 30, "on_validation_batch_end": 8, "rename": 6, "on_train_epoch_end": 4}
+DEATHS = [
+    ("plain", "on_train_batch_end"),
+    ("plain", "rename"),
+    ("ema-stop", "on_train_batch_end"),
+    ("ema-stop", "on_train_epoch_end"),
+    ("accumulate", "on_train_batch_end"),
+    ("sparse-validation", "on_validation_batch_end"),
+    ("workers", "on_train_batch_end"),
+]
 
 
-@pytest.mark.parametrize("where", ["on_train_batch_end", "on_validation_batch_end", "rename", "on_train_epoch_end"])
-def test_resumed_curve_is_the_undisturbed_one(undisturbed: tuple[list[str], Path], where: str, tmp_path: Path) -> None:
-    options, whole = undisturbed
-    limit = {"on_train_batch_end": 30, "on_validation_batch_end": 8, "rename": 6, "on_train_epoch_end": 4}[where]
-    count = random.randint(1, limit)
+@cache
+def undisturbed(options: str) -> Path:
+    folder = Path(tempfile.mkdtemp())
+    assert fit(folder, *OPTIONS[options]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("name", "where"), DEATHS)
+def test_resumed_curve_is_the_undisturbed_one(name: str, where: str, tmp_path: Path) -> None:
+    options, whole = OPTIONS[name], undisturbed(name)
+    count = random.randint(1, LIMITS[where])
     assert fit(tmp_path, *options, "--die", where, "--count", str(count)) == -signal.SIGKILL, count
     run_id = (tmp_path / "run_id").read_text()
     assert status_in(tmp_path) == "RUNNING"

@@ -72,7 +72,11 @@ class TinyTask(L.LightningModule):
         super().__init__()
         self.every, self.pause = every, pause
         self.net = torch.nn.Sequential(
-            torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(16, 1)
+            torch.nn.Linear(8, 16),
+            torch.nn.BatchNorm1d(16),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.3),
+            torch.nn.Linear(16, 1),
         )
         self.case_metrics: list[dict[str, Any]] = []
 

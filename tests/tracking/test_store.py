@@ -140,5 +140,3 @@ def test_deleted_experiment(here: Path) -> None:
     store.client().delete_experiment(store.experiment_id("gone"))
     with pytest.raises(UsageError, match="was deleted; mlflow experiments restore"):
         store.experiment_id("gone")
-
-

@@ -1,0 +1,104 @@
+"""What a run says of its code, machine, configuration and data."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from medlight.prepare.case import BadCase
+from medlight.tracking import manifest
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "net.py").write_text("a = 1\n")
+    (tmp_path / "patients.csv").write_text("name\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "first")
+    return tmp_path
+
+
+def test_git_state_and_diff(repository: Path) -> None:
+    state = manifest.git_state(repository)
+    assert state is not None
+    assert len(state["commit"]) == 40
+    assert not state["dirty"]
+    assert manifest.uncommitted_diff(repository) == ""
+    (repository / "net.py").write_text("a = 2\n")
+    (repository / "patients.csv").write_text("name\nDOE^JANE\n")
+    state = manifest.git_state(repository)
+    assert state is not None
+    assert state["dirty"]
+    diff = manifest.uncommitted_diff(repository)
+    assert "+a = 2" in diff
+    assert "DOE" not in diff  # tables are data, not code
+
+
+def test_diff_is_capped(repository: Path) -> None:
+    (repository / "net.py").write_text("a = 3  # long\n" * 200_000)
+    assert len(manifest.uncommitted_diff(repository)) < 1_000_100
+
+
+def test_no_repository(tmp_path: Path) -> None:
+    assert manifest.git_state(tmp_path) is None
+    assert manifest.uncommitted_diff(tmp_path) == ""
+
+
+def test_environment_is_plain_and_whole() -> None:
+    found = json.loads(json.dumps(manifest.environment()))
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["hardware"]["logical_cores"] >= 1
+    assert found["threads"]["torch"] >= 1
+    assert len(found["code_digest"]) == 64
+
+
+def test_code_digest_is_of_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "medlight"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(manifest.medlight, "__file__", str(package / "__init__.py"))
+
+    def digest() -> str:
+        manifest.code_digest.cache_clear()
+        return manifest.code_digest()
+
+    first = digest()
+    (package / "README.md").write_text("words")
+    assert digest() == first
+    (package / "a.py").write_text("a = 1")
+    second = digest()
+    assert second != first
+    (package / "a.py").rename(package / "b.py")
+    assert digest() != second
+    manifest.code_digest.cache_clear()
+
+
+def test_config_digest_ignores_order_only() -> None:
+    assert manifest.config_digest({"a": 1, "b": {"c": 2, "d": 3}}) == manifest.config_digest(
+        {"b": {"d": 3, "c": 2}, "a": 1}
+    )
+    assert manifest.config_digest({"a": 1}) != manifest.config_digest({"a": 2})
+
+
+def test_fingerprint_names_no_files() -> None:
+    split = SimpleNamespace(to_dict=lambda: {"train": ("a",), "val": ("b",), "test": ()})
+    bad = [BadCase("c", "/data/DOE^JANE/c.nii.gz: the file is empty; copy it again")]
+    data = SimpleNamespace(split=split, digests={"b": "2", "a": "1"}, bad=bad)
+    found = manifest.data_fingerprint(data)
+    assert found["cases"] == {"a": "1", "b": "2"}
+    assert found["split"] == {"train": ["a"], "val": ["b"], "test": []}
+    assert found["left_out"] == {"c": "unreadable"}
+    assert "DOE" not in json.dumps(found)
+    data.digests = {"b": "2", "a": "changed"}
+    assert manifest.data_fingerprint(data)["digest"] != found["digest"]
+    assert manifest.data_fingerprint(None)["cases"] == {}
