@@ -135,24 +135,20 @@ def _range(rows: list[Any]) -> list[list[float]]:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
     uses = [f"{count} {name}" for name, count in found["cases"].items() if count]
-    table.add_row("cases", ", ".join(uses) or "none")
-    table.add_row("images", ", ".join(found["channels"]))
-    if found["labels"]:
-        table.add_row("labels", ", ".join(f"{value} {name}" for value, name in found["labels"].items()))
-    if found["classes"]:
-        table.add_row("classes", ", ".join(found["classes"]))
-    table.add_row("voxels", " x ".join(map(_span, found["shape"])))
-    table.add_row("spacing", " x ".join(map(_span, found["spacing"])) + " mm")
-    table.add_row("store", f"{found['store']} ({found['computed']} prepared now, {found['reused']} reused)")
-    for number, bad in enumerate(found["bad"]):
-        table.add_row("" if number else "left out", bad["reason"])
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(table)
+    rows = [
+        ("cases", ", ".join(uses)),
+        ("images", ", ".join(found["channels"])),
+        ("labels", ", ".join(f"{value} {name}" for value, name in found["labels"].items())),
+        ("classes", ", ".join(found["classes"])),
+        ("voxels", " x ".join(map(_span, found["shape"]))),
+        ("spacing", " x ".join(map(_span, found["spacing"])) + " mm"),
+        ("store", f"{found['store']} ({found['computed']} prepared now, {found['reused']} reused)"),
+        *(("left out", bad["reason"]) for bad in found["bad"]),
+    ]
+    for name, text in rows:
+        if text:
+            print(f"{name:<9} {text}")
 
 
 def _span(ends: list[float]) -> str:

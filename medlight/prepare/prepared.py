@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from functools import lru_cache
@@ -145,9 +146,11 @@ def open_prepared(case: Case, path: Path, digest: str) -> PreparedCase:
 def _header(path: Path) -> tuple[dict[str, _Place], dict[str, Any]]:
     """Where each tensor lies (https://huggingface.co/docs/safetensors, "Format"), and our facts."""
     with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
         (length,) = struct.unpack("<Q", stream.read(8))
+        if length > size:
+            raise ValueError("cut short")
         header = json.loads(stream.read(length))
-        size = stream.seek(0, 2)
     facts = json.loads(header.pop("__metadata__")["medlight"])
     places = {
         name: (entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])

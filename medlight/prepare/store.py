@@ -84,17 +84,16 @@ class Store:
         contents = self._contents(unique)
         jobs = [(case, self._path(contents[case.id], preparation)) for case in unique if case.id in contents]
         bad += [_absent(case) for case in unique if case.id not in contents]
-        missing = list({path: (case, path) for case, path in jobs if not path.exists()}.values())
+        ready = {case.id: _ready(case, path, contents[case.id]) for case, path in jobs}
+        missing = list({path: (case, path) for case, path in jobs if ready[case.id] is None}.values())
         faults = self._compute(missing, preparation, workers, progress)
-        done: list[PreparedCase] = []
-        for case, path in jobs:
-            try:
-                done.append(self._open(case, path, contents[case.id], schema, faults))
-            except CaseError as error:
-                bad.append(BadCase(case.id, str(error)))
+        bad += [BadCase(case.id, faults[path]) for case, path in jobs if path in faults]
+        sound = [(case, path) for case, path in jobs if path not in faults]
+        whole = [ready[case.id] or open_prepared(case, path, contents[case.id]) for case, path in sound]
+        done = _with_known_values(whole, schema, bad)
         _refuse(bad, on_bad_case)
-        computed = len(missing) - len(faults)
-        return PreparedSet(done, bad, schema or _found_labels(done), computed, len(done) - computed)
+        computed, reused = len(missing) - len(faults), len(jobs) - len(missing)
+        return PreparedSet(done, bad, schema or _found_labels(done), computed, reused)
 
     def _contents(self, cases: Sequence[Case]) -> dict[str, str]:
         """One digest for the content of each case whose files are all there."""
@@ -123,16 +122,6 @@ class Store:
                     faults[path] = reason
         return faults
 
-    def _open(
-        self, case: Case, path: Path, content: str, schema: Sequence[Label], faults: dict[Path, str]
-    ) -> PreparedCase:
-        if path in faults:
-            raise CaseError(case.id, faults[path])
-        prepared = open_prepared(case, path, content)
-        if case.label is not None:
-            check_values(case.id, named(case.label), prepared.values, schema)
-        return prepared
-
     def _sweep(self) -> None:
         """Remove what killed processes left half written."""
         for path in self.root.glob(f"v{VERSION}/*/.*.tmp-*"):
@@ -141,6 +130,32 @@ class Store:
                     path.unlink()
             except OSError:
                 pass  # another process was quicker
+
+
+def _ready(case: Case, path: Path, content: str) -> PreparedCase | None:
+    """What is there already; a file that a crash of the machine left damaged counts as absent, and is made anew."""
+    if not path.exists():
+        return None
+    try:
+        return open_prepared(case, path, content)
+    except MedlightError:
+        return None
+
+
+def _with_known_values(
+    cases: Sequence[PreparedCase], schema: Sequence[Label], bad: list[BadCase]
+) -> list[PreparedCase]:
+    """The cases whose label maps hold only what the schema names; the others are added to ``bad``."""
+    fine = []
+    for prepared in cases:
+        case = prepared.case
+        try:
+            if case.label is not None:
+                check_values(case.id, named(case.label), prepared.values, schema)
+            fine.append(prepared)
+        except CaseError as error:
+            bad.append(BadCase(case.id, str(error)))
+    return fine
 
 
 def _prepare_one(preparation: Preparation, job: _Job) -> str | None:

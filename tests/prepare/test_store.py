@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from medlight.errors import CaseError, MedlightError
 from medlight.prepare import Case, ImageFolders, Label, MedMNIST, Preparation, Store
 from medlight.prepare import store as store_module
+from medlight.prepare.prepared import open_prepared
 from medlight.scans import Volume, write_nifti
 from tests.data import fake
 
@@ -181,6 +182,9 @@ def test_bad_cases(root, store, kind, workers):
     assert [c.case.id for c in done.cases] == ["case_00", "case_01", "case_03"]
     assert [bad.id for bad in done.bad] == ["case_02"]
     assert done.bad[0].reason == str(caught.value)
+    # what has no partner is refused before anything is prepared; an unknown value is a matter of the schema alone
+    before = 0 if kind.startswith("no_") else 4 if kind == "value" else 3
+    assert (done.computed, done.reused) == (3 - min(before, 3), before)
 
 
 def test_many_bad_cases_are_counted(root, store):
@@ -222,12 +226,18 @@ def test_one_file_for_two_cases_is_prepared_once(root, store):
     assert done.cases[1].case.id == "twin"
 
 
-def test_a_damaged_file_is_named(root, store):
+@pytest.mark.parametrize("content", [b"", b"\0" * 4000, None])
+def test_a_damaged_file_is_made_anew(root, store, content):
     done = store.prepare(source(root).cases(), Preparation())
     path = done.cases[0].path
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(MedlightError, match=rf"{path.name}.*cut short.*remove it and prepare again"):
-        store.prepare(source(root).cases(), Preparation())
+    whole = path.read_bytes()
+    path.unlink()
+    path.write_bytes(whole[:-100] if content is None else content)
+    with pytest.raises(MedlightError, match=rf"{path.name}: not a whole prepared case .* remove it"):
+        open_prepared(done.cases[0].case, path, "")
+    again = store.prepare(source(root).cases(), Preparation())
+    assert (again.computed, again.reused) == (1, 3)
+    assert path.read_bytes() == whole
 
 
 def test_digests_are_remembered(root, store, monkeypatch):
