@@ -58,8 +58,8 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge a metric of the training itself, and complete the metrics of the best epoch with those."""
-        validates = trainer.enable_validation and trainer.check_val_every_n_epoch not in (None, 1)
-        if self._judged < trainer.current_epoch and not (validates and self.monitor.startswith("val")):
+        every_epoch = trainer.enable_validation and trainer.check_val_every_n_epoch == 1
+        if self._judged < trainer.current_epoch and (every_epoch or not self.monitor.startswith("val")):
             self._judge(trainer)
         if self._best_epoch == trainer.current_epoch:
             self.best_metrics = scalars(trainer)
@@ -86,6 +86,9 @@ class Checkpoint(LightningCheckpoint):
         """
         if trainer.fit_loop.restarting:
             trainer.fit_loop.restarting = False
+            # A schedule that asked for the number of steps made the loader before the counters were restored, and its
+            # workers have begun with epoch 0: have the loop make it again.
+            trainer.fit_loop._combined_loader = None
             self._saved = trainer.global_step
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})
 
