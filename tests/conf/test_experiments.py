@@ -1,0 +1,63 @@
+"""Every shipped YAML runs: a study that no longer fits the code fails here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medlight.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "experiments"
+FITS = [p for p in sorted(STUDIES.glob("*/*.yaml")) if "model" in (yaml.safe_load(p.read_text()) or {})]
+SWEEPS = [p for p in sorted(STUDIES.glob("*/*.yaml")) if "space" in (yaml.safe_load(p.read_text()) or {})]
+
+
+@pytest.fixture(scope="session")
+def studies(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with the real scans and the cases that studies cut for themselves, and a store that all tests share."""
+    root = tmp_path_factory.mktemp("data")
+    for folder in data_root.iterdir():
+        (root / folder.name).symlink_to(folder)
+    for script in STUDIES.glob("*/cut.py"):
+        subprocess.run([sys.executable, str(script), str(root / script.parent.name)], check=True)
+    return root
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", FITS, ids=_name)
+def test_two_steps_of_each_fit(path: Path, studies: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDLIGHT_DATA", str(studies))
+    short = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--precision=32-true", "--channels_last=false"]
+    more = [
+        f"--data.store_dir={studies / 'store'}",
+        "--data.steps_per_epoch=2",
+        "--data.workers=0",
+        "--data.batch_size=2",
+    ]
+    assert main(["fit", "-c", str(path), *short, *more]) == 0
+    (run,) = (workdir / "mlruns" / "artifacts").iterdir()
+    assert (run / "artifacts" / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", SWEEPS, ids=_name)
+def test_one_short_trial_of_each_sweep(
+    path: Path, studies: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDLIGHT_DATA", str(studies))
+    short = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--precision=32-true", "--channels_last=false"]
+    more = [
+        f"--data.store_dir={studies / 'store'}",
+        "--data.steps_per_epoch=2",
+        "--data.workers=0",
+        "--data.batch_size=2",
+    ]
+    assert main(["sweep", "-c", str(path), "--trials", "1", "--workers", "1", *short, *more]) == 0

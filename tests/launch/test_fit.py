@@ -1,0 +1,159 @@
+"""A fit as a user starts it: what it leaves behind, that it goes on after kill -9, and that two ranks make one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from medlight.cli.main import main
+from tests.launch import study
+
+
+def medlight(folder: Path, *arguments: str, **kwargs: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("MEDLIGHT_DATA", None)
+    command = [str(Path(sys.executable).with_name("medlight")), *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT)
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one fit that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    study.write(folder, study.config())
+    finished(medlight(folder, "fit", "-c", "fit.yaml", "--json", "out.json"))
+    return folder
+
+
+def test_a_fit_leaves_everything_under_its_stable_names(whole: Path) -> None:
+    result = json.loads((whole / "out.json").read_text())
+    client = MlflowClient(f"sqlite:///{whole}/mlruns/mlflow.db")
+    run = client.get_run(result["run_id"])
+    assert run.info.status == "FINISHED"
+    tags = run.data.tags
+    assert tags["medlight.kind"] == "fit"
+    assert tags["medlight.study"] == "blobs"
+    assert tags["medlight.state"] == "complete"
+    assert tags["medlight.precision"] == "32-true"
+    assert {"train/loss", "val/dice", "val/dice/label 1", "val/hd95", "val/nsd"} <= set(run.data.metrics)
+    assert "model.network.channels" in " ".join(run.data.params).replace(".init_args", "")
+    files = whole / "mlruns" / "artifacts" / result["run_id"] / "artifacts"
+    for name in ("config.yaml", "manifest.json", "cases.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (files / name).is_file(), name
+    assert list((files / "images").glob("*.png"))
+    assert run.inputs.dataset_inputs
+    manifest = json.loads((files / "manifest.json").read_text())
+    assert manifest["seed"] == 3
+
+
+def test_the_best_checkpoint_measures_again_what_the_run_says(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    result = json.loads((whole / "out.json").read_text())
+    assert main(["validate", result["run_id"], "--json", "again.json"]) == 0
+    again = json.loads((whole / "again.json").read_text())["metrics"]
+    assert again["val/dice"] == pytest.approx(result["metrics"]["val/dice"], abs=1e-6)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_at_a_random_step_it_goes_on_as_if_nothing_had_been(whole: Path, tmp_path: Path, how: int) -> None:
+    slow = study.config()
+    slow["data"]["init_args"]["workers"] = 1
+    study.write(tmp_path, slow)
+    process = medlight(tmp_path, "fit", "-c", "fit.yaml")
+    last = tmp_path / "mlruns" / "artifacts"
+    end = time.monotonic() + 120
+    while not list(last.glob("*/artifacts/checkpoints/last.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    time.sleep(random.random() * 0.5)
+    ended_before = process.poll() is not None
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    if not ended_before and process.returncode != 0:
+        finished(medlight(tmp_path, "fit", "-c", "fit.yaml", "--resume"))
+    (undisturbed,) = study.curves(whole).values()
+    (resumed,) = study.curves(tmp_path).values()
+    assert resumed.keys() == undisturbed.keys()
+    for name, points in undisturbed.items():
+        assert [step for step, _ in resumed[name]] == [step for step, _ in points], name
+        assert [value for _, value in resumed[name]] == pytest.approx([value for _, value in points], abs=1e-6), name
+
+
+def test_two_ranks_make_one_run_with_one_process_s_curve(tmp_path: Path) -> None:
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    config = study.config(max_epochs=2)
+    del config["model"]["init_args"]["network"]["init_args"]["dropout"]
+    study.write(alone, config)
+    half = json.loads(json.dumps(config))
+    half["data"]["init_args"]["batch_size"] = 1
+    half["trainer"].update({"strategy": "ddp", "devices": 2})
+    study.write(both, half)
+    finished(medlight(alone, "fit", "-c", "fit.yaml"))
+    finished(medlight(both, "fit", "-c", "fit.yaml"))
+    (one,), (two,) = study.curves(alone).values(), study.curves(both).values()
+    for name in ("val/dice", "val/loss", "val/hd95"):
+        assert [v for _, v in two[name]] == pytest.approx([v for _, v in one[name]], rel=2e-3, abs=2e-3), name
+
+
+def test_resume_with_nothing_to_resume_is_a_wrong_call(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    assert main(["fit", "-c", "fit.yaml", "--resume"]) == 2
+    assert "no unfinished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-c", "nothing.yaml"], "no such file"),
+        (["-c", "fit.yaml", "--trainer.max_epoch=3"], "did you mean 'max_epochs'"),
+        (["-c", "fit.yaml", "--trainr.max_epochs=3"], "did you mean 'trainer'"),
+        (["-c", "fit.yaml", "--data.source.images=image"], "did you mean 'images'"),
+        (
+            [
+                "-c",
+                "fit.yaml",
+                '--trainer.callbacks=[{"class_path": "lightning.pytorch.callbacks.EarlyStopping",'
+                ' "init_args": {"monitor": "val/dise"}}]',
+            ],
+            "did you mean 'val/dice'",
+        ),
+    ],
+)
+def test_wrong_input_is_refused_before_a_run_is_made(
+    whole: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(whole)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    before = len(study.curves(whole))
+    assert main(["fit", *arguments]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert said in shown
+    assert len(shown.splitlines()) == 1
+    assert len(study.curves(whole)) == before

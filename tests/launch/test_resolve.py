@@ -1,0 +1,90 @@
+"""What a user gets wrong in a configuration is refused before anything starts, in one line, with the nearest name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medlight.config import set_path
+from medlight.errors import UsageError
+from medlight.launch.resolve import read, resolve
+
+GOOD: dict[str, Any] = {
+    "study": "s",
+    "model": {
+        "class_path": "medlight.tasks.SegmentationTask",
+        "init_args": {
+            "network": {"class_path": "monai.networks.nets.UNet", "init_args": {"channels": [8, 16], "strides": [2]}}
+        },
+    },
+    "data": {
+        "class_path": "medlight.data.ScanDataModule",
+        "init_args": {
+            "source": {
+                "class_path": "medlight.prepare.ImageFolders",
+                "init_args": {"images": "images", "labels": "labels"},
+            },
+            "split": {"class_path": "medlight.prepare.RandomSplit"},
+            "patch": {"class_path": "medlight.data.Patch", "init_args": {"size": [16, 16, 16]}},
+        },
+    },
+    "trainer": {"max_epochs": 2},
+}
+
+
+def test_a_good_configuration_gets_its_defaults() -> None:
+    whole = resolve(GOOD)
+    assert whole["precision"] == "auto"
+    assert whole["seed_everything"] == 0
+    assert whole["trainer"]["accumulate_grad_batches"] == 1
+    assert whole["data"]["init_args"]["batch_size"] == 2
+    assert whole["data"]["init_args"]["seed"] == 0, "the data draws from the run's seed"
+    assert whole["model"]["init_args"]["network"] == GOOD["model"]["init_args"]["network"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("modle", {}, "modle: .*did you mean 'model'"),
+        ("trainer.max_epoch", 3, "trainer.max_epoch: .*did you mean 'max_epochs'"),
+        ("trainer.max_epochs", "many", "trainer.max_epochs"),
+        ("trainer.precision", "16-mixed", "trainer.precision: .*top of the file"),
+        ("precision", "fp16", "precision: .*32-true"),
+        ("data.batchsize", 3, r"data.init_args.batchsize: .*did you mean 'batch_size'"),
+        ("data.patch.sise", [4], r"data.init_args.patch.init_args.sise: .*did you mean 'size'"),
+        ("data.batch_size", "two", "batch_size"),
+        ("model.network.chanels", [4], r"network.init_args.chanels: .*did you mean 'channels'"),
+        ("model.network.class_path", "monai.networks.nets.SegResNett", "did you mean 'SegResNet'"),
+        ("model.class_path", "medlight.tasks.SegmentatonTask", "did you mean 'SegmentationTask'"),
+        ("model.optimizer", {"class_path": "torch.optim.AdamWW"}, "did you mean 'AdamW'"),
+    ],
+)
+def test_a_wrong_key_is_named_with_the_nearest(path: str, value: object, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        resolve(set_path(GOOD, path, value))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["model", "data"])
+def test_a_missing_section_is_named(key: str) -> None:
+    with pytest.raises(UsageError, match=f"{key}: missing"):
+        resolve({k: v for k, v in GOOD.items() if k != key})
+
+
+def test_files_and_overrides_are_laid_over_one_another(tmp_path: Path) -> None:
+    base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
+    base.write_text("study: a\nmodel: {class_path: x.Y, init_args: {network: {class_path: p.Q, init_args: {n: 1}}}}\n")
+    over.write_text("name: second\n")
+    config = read([str(base), str(over)], [("model.network.n", 5)])
+    assert config["study"] == "a"
+    assert config["name"] == "second"
+    assert config["model"]["init_args"]["network"]["init_args"]["n"] == 5
+
+
+def test_an_override_of_an_unknown_section_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "fit.yaml"
+    file.write_text("study: a\n")
+    with pytest.raises(UsageError, match="did you mean 'trainer'"):
+        read([str(file)], [("trainr.max_epochs", 3)])
