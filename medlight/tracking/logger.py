@@ -184,7 +184,7 @@ class MLflowLogger(Logger):
         self._put({"op": "dataset", "dataset": dict(dataset), "context": context})
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Bring all values so far to disk, and to the store within ``timeout`` seconds; True where the store has them."""
+        """Bring all values to disk, and to the store within ``timeout`` seconds; True where the store has them."""
         if not self.active:
             return True
         self._collect()

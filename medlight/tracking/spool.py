@@ -175,7 +175,7 @@ class Sender:
                 self._round.notify_all()
 
     def drain(self, timeout: float, *, patient: bool = False) -> bool:
-        """Wait until nothing waits, an attempt failed (unless patient), or the time is over; True where all is there."""
+        """Wait until all is delivered (True), an attempt failed (unless patient), or the time is over."""
         self.start()
         deadline = time.monotonic() + timeout
         with self._round:

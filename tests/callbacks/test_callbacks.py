@@ -134,6 +134,13 @@ def test_a_training_metric_can_be_monitored(workdir: Path) -> None:
     assert checkpoint.best_score is not None
 
 
+def test_fit_without_validation_has_no_best(workdir: Path) -> None:
+    checkpoint = Checkpoint("val/loss", "min")
+    train(checkpoint, task=Unscheduled(), logger=False, default_root_dir=workdir, limit_val_batches=0)
+    assert checkpoint.best_model_path == ""
+    assert [file.name for file in workdir.rglob("*.ckpt")] == ["last.ckpt"]
+
+
 @pytest.mark.parametrize(("mode", "better"), [("min", 0.5), ("max", 2.0)])
 def test_best_and_not_a_number(mode: Any, better: float) -> None:
     best = Best("m", mode)
@@ -171,8 +178,15 @@ def test_seeds_depend_on_everything() -> None:
     draws = []
     for _ in range(2):
         seed_all(3, "train", 10, 0, 0)
-        draws.append((torch.rand(()).item(), random.random(), np.random.rand()))  # noqa: NPY002
+        draws.append((torch.rand(()).item(), random.random(), np.random.rand()))
     assert draws[0] == draws[1]
+
+
+class Unscheduled(TinyTask):
+    """Without a schedule that looks at the validation."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters())
 
 
 class Segmenter(TinyTask):

@@ -132,7 +132,7 @@ def test_artifact(here: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     store.client().log_artifact(run_id, str(tmp_path / "a.txt"), "deep")
     assert store.artifact(run_id, "deep/a.txt").read_text() == "a"
-    with pytest.raises(MedlightError, match="no artifact 'b.txt'"):
+    with pytest.raises(MedlightError, match=r"no artifact 'b\.txt'"):
         store.artifact(run_id, "b.txt")
 
 
