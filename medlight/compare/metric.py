@@ -15,15 +15,19 @@ CaseRows = Mapping[str, Mapping[str, float]]  # case id -> column of cases.csv -
 
 _LOWER_IS_BETTER = ("loss", "hd95", "hd", "assd", "ece", "error", "mae", "mse", "rmse", "brier", "fpr", "distance")
 
-_ANSWERS = ("target", "predicted", "probability")
+_NO_SCORES = ("target", "predicted", "probability", "epoch")  # columns of cases.csv that no run is judged by
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric on one split; ``base`` is its name without the split (``dice``, ``dice/Anterior``)."""
+    """A metric on one split; ``base`` is its name without the split (``dice``, ``dice/Anterior``).
+
+    ``mode`` is what the task said of it ("min", "max"); where it said nothing the name tells.
+    """
 
     base: str
     split: Split
+    mode: str = ""
 
     @property
     def name(self) -> str:
@@ -33,6 +37,8 @@ class Metric:
     @property
     def lower_is_better(self) -> bool:
         """Whether a smaller value is the better one: losses, errors and distances."""
+        if self.mode:
+            return self.mode == "min"
         words = self.base.lower().split("/")[0].replace("-", "_").split("_")
         return any(word in _LOWER_IS_BETTER for word in words)
 
@@ -62,9 +68,9 @@ def case_values(rows: CaseRows, base: str) -> dict[str, float]:
 
 
 def per_case(rows: CaseRows) -> set[str]:
-    """Metrics that cases.csv gives for each case: its columns (less answers and truths), their means, accuracy."""
+    """Metrics that cases.csv gives for each case: its columns, their means over labels, accuracy."""
     columns = {column for row in rows.values() for column in row}
-    scores = {column for column in columns if column.split("/")[0] not in _ANSWERS}
+    scores = {column for column in columns if column.split("/")[0] not in _NO_SCORES}
     scores |= {column.split("/")[0] for column in scores}
     return scores | ({"accuracy"} if case_values(rows, "accuracy") else set())
 
@@ -74,7 +80,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(finite) / len(finite) if finite else math.nan
 
 
-def choose(asked: str | None, monitors: Sequence[str], logged: Sequence[set[str]], tested: bool) -> Metric:
+def choose(
+    asked: str | None, monitors: Sequence[str], logged: Sequence[set[str]], tested: bool, modes: Mapping[str, str] = {}
+) -> Metric:
     """Pick the metric: the one asked for, else what the runs monitored, else the first that all have logged.
 
     Parameters
@@ -87,6 +95,8 @@ def choose(asked: str | None, monitors: Sequence[str], logged: Sequence[set[str]
         The names that each run has (with split).
     tested:
         Whether all runs have test cases.
+    modes:
+        "min" or "max" for the metrics (without split) whose task said so.
 
     Raises
     ------
@@ -100,7 +110,7 @@ def choose(asked: str | None, monitors: Sequence[str], logged: Sequence[set[str]
         split: Split = "test" if asked.startswith("test/") else "val"
     else:
         split = "test" if tested and f"test/{base}" in known else "val"
-    metric = Metric(base, split)
+    metric = Metric(base, split, modes.get(base, ""))
     if metric.name not in known:
         names = sorted(known | {without_split(n) for n in known})
         listing = ", ".join(sorted(n for n in known if n.count("/") == 1)) or "none"

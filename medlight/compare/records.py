@@ -23,7 +23,8 @@ _STATES = {"FINISHED": "complete", "SCHEDULED": "waiting", "KILLED": "stopped"} 
 class Record:
     """One run: what it was (params), how it went (curves over steps) and what it reached (metrics, cases).
 
-    ``metrics`` are those of the best epoch. ``cases`` maps split -> case id -> column -> value.
+    ``metrics`` are those of the best epoch by ``monitor``, whose better direction is ``mode`` ("min", "max").
+    ``cases`` maps split -> case id -> column -> value.
     """
 
     run_id: str
@@ -33,6 +34,7 @@ class Record:
     params: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     monitor: str | None = None
+    mode: str = ""
     curves: dict[str, Curve] = field(default_factory=dict)
     cases: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     started: int = 0
@@ -114,8 +116,9 @@ def read(run: Run) -> Record:
         state=state,
         reason=tags.get("medlight.reason", ""),
         params=dict(run.data.params),
-        metrics=at_best(curves, monitor),
+        metrics=at_best(curves, monitor, tags.get("medlight.mode", "")),
         monitor=monitor,
+        mode=tags.get("medlight.mode", ""),
         curves=curves,
         cases=_cases(run_id),
         started=run.info.start_time or 0,
@@ -128,7 +131,7 @@ def _curve(points: Iterable[object]) -> Curve:
     return sorted({p.step: p.value for p in ordered}.items())  # type: ignore[attr-defined]
 
 
-def at_best(curves: dict[str, Curve], monitor: str | None) -> dict[str, float]:
+def at_best(curves: dict[str, Curve], monitor: str | None, mode: str = "") -> dict[str, float]:
     """Each metric at the step where the monitored one was best; the last value where it has none there."""
     from medlight.compare.metric import Metric
 
@@ -136,7 +139,7 @@ def at_best(curves: dict[str, Curve], monitor: str | None) -> dict[str, float]:
     points = [(step, value) for step, value in curves.get(monitor or "", []) if math.isfinite(value)]
     if not points or monitor is None:
         return last
-    sign = 1 if Metric(without_split(monitor), "val").lower_is_better else -1
+    sign = 1 if Metric(without_split(monitor), "val", mode).lower_is_better else -1
     step = min(points, key=lambda point: sign * point[1])[0]
     return {
         name: next((v for s, v in reversed(curve) if s <= step), last[name]) if name.startswith("val/") else last[name]

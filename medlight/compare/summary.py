@@ -36,7 +36,8 @@ def _line(record: Record, split: Split, base: str, seed: int) -> dict[str, Any] 
     values = {case: value for case, value in record.values(base, split).items() if math.isfinite(value)}
     if not values:
         return None
-    worst = (max if Metric(base, split).lower_is_better else min)(values, key=lambda case: values[case])
+    mode = record.mode if record.monitor == f"val/{base}" else ""
+    worst = (max if Metric(base, split, mode).lower_is_better else min)(values, key=lambda case: values[case])
     return {
         "metric": base,
         **asdict(estimate(list(values.values()), seed)),

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from medlight.compare.metric import Metric, choose, per_case
+from medlight.compare.metric import Metric, choose, per_case, without_split
 from medlight.compare.notes import notes
 from medlight.compare.parameters import differing
 from medlight.compare.records import Record, Selection
@@ -74,7 +74,8 @@ def compare(selection: Selection, asked: str | None = None, seed: int = 0) -> Co
     """
     done = [record for record in selection.records if record.complete] or selection.records
     tested = all(record.cases.get("test") for record in done)
-    metric = choose(asked, [r.monitor for r in done if r.monitor], [r.names() for r in done], tested)
+    modes = {without_split(r.monitor): r.mode for r in done if r.monitor and r.mode}
+    metric = choose(asked, [r.monitor for r in done if r.monitor], [r.names() for r in done], tested, modes)
     values = {r.run_id: r.values(metric.base, metric.split) for r in done}
     kept = [v for v in values.values() if v]
     common = sorted(set.intersection(*(set(v) for v in kept))) if kept else []

@@ -57,7 +57,7 @@ class Recorder:
     ) -> str:
         """Record one run; ``curves`` over STEPS, ``cases`` split -> case -> column -> value. Returns its id."""
         tags = {"medlight.kind": kind, "medlight.study": self.study, "medlight.name": name, "medlight.state": state}
-        tags |= {"medlight.monitor": "val/dice", "mlflow.runName": name}
+        tags |= {"medlight.monitor": "val/dice", "medlight.mode": "max", "mlflow.runName": name}
         tags |= {"medlight.reason": reason} if reason else {}
         tags |= {"mlflow.parentRunId": parent} if parent else {}
         made = self.client.create_run(self.experiment, tags=tags)
@@ -78,10 +78,10 @@ class Recorder:
         file = self.root / "cases.csv"
         names = list(dict.fromkeys(c for rows in cases.values() for row in rows.values() for c in row))
         with file.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, ["case_id", "split", *names])
+            writer = csv.DictWriter(stream, ["case_id", "split", "epoch", *names])
             writer.writeheader()
             for split, rows in cases.items():
-                writer.writerows({"case_id": case, "split": split, **row} for case, row in rows.items())
+                writer.writerows({"case_id": case, "split": split, "epoch": 2, **row} for case, row in rows.items())
         self.client.log_artifact(run_id, str(file))
 
 

@@ -22,6 +22,13 @@ def test_the_others_go_up(base):
     assert not Metric(base, "val").lower_is_better
 
 
+def test_the_task_knows_better_than_the_name():
+    assert Metric("sharpness", "val", "min").lower_is_better
+    logged = [{"val/sharpness"}]
+    assert choose(None, ["val/sharpness"], logged, tested=False, modes={"sharpness": "min"}).lower_is_better
+    assert not choose("val/sharpness", [], logged, tested=False).lower_is_better
+
+
 def test_a_metric_by_label_is_the_mean_over_the_labels_that_count():
     assert case_values(DICE, "dice") == {"a": pytest.approx(0.7), "b": 0.5}
     assert case_values(DICE, "dice/y") == {"a": 0.6, "b": 0.5}
