@@ -77,9 +77,16 @@ def _bundle(text: str) -> Bundle:
 
     if Path(text).exists():
         return Bundle.load(Path(text))
+    import logging
+
     from medlight.tracking import store
 
-    found = store.find_run(text)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        found = store.find_run(text)
+    except UsageError as error:
+        raise UsageError(f"{text}: no such bundle folder, and {error}") from None
     if found.data.tags.get("medlight.kind") == "sweep":
         found = store.find_run(found.data.tags.get("medlight.best_run", "").split(",")[0] or found.info.run_id)
     run_id = str(found.info.run_id)
