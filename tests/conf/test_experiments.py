@@ -19,7 +19,7 @@ SWEEPS = [p for p in sorted(STUDIES.glob("*/*.yaml")) if "space" in (yaml.safe_l
 
 @pytest.fixture(scope="session")
 def studies(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root with the real scans and the cases that studies cut for themselves, and a store that all tests share."""
+    """A data root with the real scans and the cases that studies cut for themselves; tests share its store."""
     root = tmp_path_factory.mktemp("data")
     for folder in data_root.iterdir():
         (root / folder.name).symlink_to(folder)
