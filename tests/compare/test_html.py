@@ -22,7 +22,9 @@ def record(name: str, level: float, *, state: str = "complete", network: str = "
     cases = {"val": {c: {k: float(v) for k, v in row.items()} for c, row in dice_cases(level).items()}}
     params = {key: str(value) for key, value in spec(network, "[4, 8]", rate).items()}
     metrics = {key: line[2] for key, line in dice_curves(level).items()}
-    return Record(name, name, state, "", params, metrics, "val/dice", curves, cases)
+    return Record(
+        name, name, state, params=params, metrics=metrics, monitor="val/dice", mode="max", curves=curves, cases=cases
+    )
 
 
 def comparison(*records: Record) -> Comparison:
