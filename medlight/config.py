@@ -20,7 +20,7 @@ import yaml
 from medlight.errors import UsageError
 
 Config = dict[str, Any]
-SCHEDULE = ("interval", "monitor")  # a learning-rate schedule also says how often it steps and what it watches
+SCHEDULE = ("interval", "monitor", "warmup")  # how often a schedule steps, what it watches, how long it warms up
 
 
 class _Loader(yaml.SafeLoader):

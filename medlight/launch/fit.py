@@ -67,6 +67,7 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
     task, data, trainer_args = _build(cli)
     _check_metrics(task, trainer_args)
     choice = _precision(resolved, task, data, previous)
+    _build_network(task, resolved)
     tags = {**launch.tags, "medlight.config_digest": digest, **_precision_tags(choice)}
     run_id = previous.info.run_id if previous else os.environ.get("MEDLIGHT_RUN_ID")
     logger = MLflowLogger(study, name, kind=launch.kind, parent=launch.parent, tags=tags, run_id=run_id)
@@ -136,9 +137,20 @@ def _build(cli: Any) -> tuple[Any, Any, dict[str, Any]]:
     task, data, trainer_args = cli.build()
     data.prepare_data()
     data.setup("fit")
-    if task.hparams.get("data", "absent") is None:
-        task.hparams["data"] = data.signature()
+    if hasattr(task, "take_data"):
+        task.take_data(data.signature())
     return task, data, trainer_args
+
+
+def _build_network(task: Any, resolved: Config) -> None:
+    """Build the network now, so that one that does not fit the data is refused before a run is made.
+
+    Strategies that shard the parameters build it themselves, later.
+    """
+    L.seed_everything(resolved["seed_everything"], workers=True, verbose=False)
+    strategy = resolved["trainer"]["strategy"]
+    if isinstance(strategy, str) and (strategy == "auto" or strategy.startswith("ddp")):
+        task.configure_model()
 
 
 def _check_metrics(task: Any, trainer_args: dict[str, Any]) -> None:
