@@ -294,6 +294,7 @@ class Reporter:
     pipe: connection.Connection
 
     def __call__(self, step: int, metrics: dict[str, float]) -> bool:
+        """Send the metrics of a step; True where the job is to stop."""
         self.pipe.send(("report", step, metrics))
         return bool(self.pipe.recv())
 
