@@ -119,7 +119,7 @@ def _cases(args: argparse.Namespace, subject: _Subject) -> list[Case]:
     if not config.is_spec(spec):
         raise UsageError(f"{source}: has no data section; write data: {{class_path: ..., init_args: {{...}}}}")
     any_task = {"class_path": "medlight.tasks.SegmentationTask"}  # the parser wants one; only the data is used
-    _, data, _ = parse({"model": any_task, "data": spec}).build()
+    data: Any = parse({"model": any_task, "data": spec}).build()[1]
     data.prepare_data()
     data.setup("validate")
     cases = [prepared.case for prepared in data.prepared["val"]]
