@@ -52,7 +52,8 @@ def run(args: argparse.Namespace) -> None:
     url = f"http://{f'[{near}]' if ':' in near and near[0] != '[' else near}:{port}"
     with _server(uri, args.host, port) as (process, log):
         _wait_for(url, process, log)
-        print("\n".join(_studies(url)))
+        for line in _studies(url):
+            print(line)
         print(f"MLflow UI: {url}   (Ctrl-C ends it; runs are under 'Model training', at the top left)", flush=True)
         process.wait()
         raise MedlightError(f"the MLflow server stopped by itself: {_last_words(log)}")
