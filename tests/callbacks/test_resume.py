@@ -80,7 +80,7 @@ def test_sigterm_ends_promptly_and_resumably(tmp_path: Path, where: str) -> None
 
 def test_sigterm_from_outside_is_quick(tmp_path: Path) -> None:
     process = start(tmp_path, "--pause", "0.2", "--epochs", "50")
-    while not (tmp_path / "run_id").exists():
+    while not (tmp_path / "run_id").exists():  # written once the run is there
         time.sleep(0.1)
     time.sleep(2)
     process.terminate()

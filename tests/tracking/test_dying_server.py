@@ -42,6 +42,14 @@ def wait_for(condition: object, seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
+def running(server: Server, folder: Path) -> str:
+    """Wait until the server has a value of the run in a folder; returns its id."""
+    file = folder / "run_id"
+    wait_for(lambda: file.exists() and len(file.read_text()) == 32)
+    wait_for(lambda: MlflowClient(server.uri).get_run(file.read_text()).data.metrics)
+    return file.read_text()
+
+
 def artifacts(client: MlflowClient, run_id: str) -> set[str]:
     return {item.path for place in (None, "checkpoints") for item in client.list_artifacts(run_id, place)}
 
@@ -49,9 +57,7 @@ def artifacts(client: MlflowClient, run_id: str) -> set[str]:
 @pytest.mark.slow
 def test_fit_goes_on_and_every_point_arrives(server: Server, undisturbed: Path, tmp_path: Path) -> None:
     process = start(tmp_path, *LENGTH, "--pause", "0.7", MLFLOW_TRACKING_URI=server.uri)
-    wait_for((tmp_path / "run_id").exists)
-    run_id = (tmp_path / "run_id").read_text()
-    wait_for(lambda: MlflowClient(server.uri).get_run(run_id).data.metrics)
+    run_id = running(server, tmp_path)
     server.kill()
     time.sleep(3)
     assert process.is_alive()
@@ -69,9 +75,7 @@ def test_fit_goes_on_and_every_point_arrives(server: Server, undisturbed: Path, 
 @pytest.mark.slow
 def test_server_that_stays_away_gets_it_at_the_next_start(server: Server, undisturbed: Path, tmp_path: Path) -> None:
     process = start(tmp_path, *SLOW, MLFLOW_TRACKING_URI=server.uri)
-    wait_for((tmp_path / "run_id").exists)
-    run_id = (tmp_path / "run_id").read_text()
-    wait_for(lambda: MlflowClient(server.uri).get_run(run_id).data.metrics)
+    run_id = running(server, tmp_path)
     server.kill()
     process.join(90)
     assert process.exitcode == 0
@@ -91,9 +95,7 @@ def test_both_die(server: Server, undisturbed: Path, tmp_path: Path) -> None:
     environment = {"MLFLOW_TRACKING_URI": server.uri}
     death = ["--die", "on_train_batch_end", "--count", "27"]
     process = start(tmp_path, *SLOW, *death, **environment)
-    wait_for((tmp_path / "run_id").exists)
-    run_id = (tmp_path / "run_id").read_text()
-    wait_for(lambda: MlflowClient(server.uri).get_run(run_id).data.metrics)
+    run_id = running(server, tmp_path)
     server.kill()
     process.join(90)
     assert process.exitcode == -signal.SIGKILL

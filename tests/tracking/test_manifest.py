@@ -97,7 +97,7 @@ def test_fingerprint_names_no_files() -> None:
     found = manifest.data_fingerprint(data)
     assert found["cases"] == {"a": "1", "b": "2"}
     assert found["split"] == {"train": ["a"], "val": ["b"], "test": []}
-    assert found["left_out"] == {"c": "unreadable"}
+    assert found["left_out"] == ["unreadable"]
     assert "DOE" not in json.dumps(found)
     data.digests = {"b": "2", "a": "changed"}
     assert manifest.data_fingerprint(data)["digest"] != found["digest"]
