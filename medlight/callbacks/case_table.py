@@ -46,7 +46,7 @@ class CaseTable(L.Callback):
             self._take(trainer, rows, "test")
 
     def _take(self, trainer: L.Trainer, rows: Sequence[Row], split: str) -> None:
-        ids = trainer.datamodule.case_ids  # type: ignore[attr-defined]
+        ids = recorded_ids(trainer.datamodule)  # type: ignore[attr-defined]
         fresh = [{**row, "case_id": ids[int(row["case_id"])], "split": split} for row in rows]
         for row in fresh:
             row["epoch"] = trainer.current_epoch
@@ -62,6 +62,12 @@ class CaseTable(L.Callback):
         """Take them back; rows that are newer (a test after a fit) stay."""
         self.rows = self.rows or [dict(row) for row in state_dict["rows"]]
         self._score = state_dict["score"] if self._score is None else self._score
+
+
+def recorded_ids(datamodule: Any) -> list[str]:
+    """Return what a run may call the cases, in the order of ``case_ids`` (file names may be patients' names)."""
+    recorded = getattr(datamodule, "recorded", {})
+    return [recorded.get(case, case) for case in datamodule.case_ids]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -8,6 +8,7 @@ import lightning as L
 import numpy as np
 import torch
 
+from medlight.callbacks.case_table import recorded_ids
 from medlight.scans.picture import panel
 from medlight.tracking.logger import MLflowLogger
 
@@ -46,7 +47,7 @@ class ValidationImages(L.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         for index in range(min(len(probabilities), self.count - batch_idx)):
             picture = draw(batch, probabilities, index, tuple(data.labels))
-            case = data.case_ids[int(batch["case_id"][index])]
+            case = recorded_ids(data)[int(batch["case_id"][index])]
             name = "".join(c if c.isalnum() or c in "_-. " else "_" for c in case)  # what MLflow allows in a key
             logger.log_image(picture, f"val/{name}", trainer.global_step)
 

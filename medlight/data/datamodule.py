@@ -100,6 +100,7 @@ class ScanDataModule(L.LightningDataModule):
         self.multilabel = False
         self.case_ids: list[str] = []
         self.digests: dict[str, str] = {}
+        self.recorded: dict[str, str] = {}
         self.spatial_dims = 3
 
     def prepare_data(self) -> None:
@@ -132,6 +133,7 @@ class ScanDataModule(L.LightningDataModule):
         self.prepared = {name: [by_id[case_id] for case_id in ids] for name, ids in parts.items()}
         self.case_ids = [case_id for ids in parts.values() for case_id in ids]
         self.digests = {case_id: by_id[case_id].digest for case_id in self.case_ids}
+        self.recorded = _recorded([by_id[case_id] for case_id in self.case_ids])
         used = [by_id[case_id] for case_id in self.case_ids]
         self.spatial_dims = 2 if all(spatial(prepared)[2] == 1 for prepared in used) else 3
         self._check(used)
@@ -227,6 +229,16 @@ class ScanDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its seed of workers, unused here, would be drawn from the global stream
         )
+
+
+def _recorded(prepared: Sequence[PreparedCase]) -> dict[str, str]:
+    """What a run may call each case: never by a file's name, which may be a patient's."""
+    names: dict[str, str] = {}
+    for case in prepared:
+        name = f"case-{case.digest[:10]}" if case.case.private else case.case.id
+        copies = sum(other.split("+")[0] == name for other in names.values()) if case.case.private else 0
+        names[case.case.id] = f"{name}+{copies}" if copies else name
+    return names
 
 
 def start_worker(worker: int) -> None:

@@ -45,6 +45,7 @@ class Case:
     """One examination: named images, and whatever is known of it.
 
     id: stable across machines (the manifest's, else the file's stem).
+    private: the id is a file's name, which may be a patient's; runs and artifacts call the case by its content instead.
     images: contrast name to file; all are brought onto the grid of the first.
     label: a label map on the grid of the first image, or ``None`` where the case is unlabelled.
     target: a class index, several 0/1 values (multi-label) or real values (regression).
@@ -59,6 +60,7 @@ class Case:
     subject: str | None = None
     site: str | None = None
     split: str | None = None
+    private: bool = False
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class ImageFolders:
             elif label is None and not self.unlabelled:
                 bad.append(BadCase(name, _no_label(image, Path(self.labels or "") / image.name)))
             else:
-                cases.append(Case(name, {"image": image}, label))
+                cases.append(Case(name, {"image": image}, label, private=True))
         return CaseList(cases, bad, self.label_names)
 
 

@@ -97,14 +97,17 @@ def uncommitted_diff(folder: Path | None = None) -> str:
 
 
 def data_fingerprint(datamodule: Any) -> dict[str, Any]:
-    """Return a data module's cases: digest per id, split, and the ids left out with the kind of reason; no file names.
+    """Return a data module's cases: digest per id, split, and those left out with the kind of reason; no file names.
 
+    Cases go by the ids of a manifest, else by their content (``datamodule.recorded``); those left out are numbered.
     digest: one over all of it, to tell data sets apart at a glance.
     """
     split = getattr(datamodule, "split", None)
-    digests = {str(case): str(digest) for case, digest in sorted(getattr(datamodule, "digests", {}).items())}
-    parts = {name: list(ids) for name, ids in (split.to_dict() if split is not None else {}).items()}
-    bad = {case.id: _reason(case.reason) for case in getattr(datamodule, "bad", [])}
+    names = getattr(datamodule, "recorded", {})
+    digests = {names.get(case, case): digest for case, digest in sorted(getattr(datamodule, "digests", {}).items())}
+    split_ids = split.to_dict() if split is not None else {}
+    parts = {name: [names.get(case, case) for case in ids] for name, ids in split_ids.items()}
+    bad = [_reason(case.reason) for case in getattr(datamodule, "bad", [])]
     whole = json.dumps([digests, parts], sort_keys=True).encode()
     return {"digest": hashlib.sha256(whole).hexdigest()[:16], "cases": digests, "split": parts, "left_out": bad}
 
