@@ -7,7 +7,7 @@ import torchio as tio
 from serve import BATCH, FOREGROUND, PATCH, arguments, serve
 
 from medlight.data import Patch, ScanDataModule
-from medlight.data.augment import RandomAnisotropy, RandomBiasField, RandomBlur, RandomSpatial
+from medlight.data.augment import RandomAnisotropy, RandomBiasField, RandomBlur, RandomNoise, RandomSpatial
 from medlight.prepare import ImageFolders, RandomSplit
 
 
@@ -23,7 +23,7 @@ def transforms(full: bool) -> list[tio.Transform]:
         rotation_probability=0.2,
         elastic_probability=0.2,
     )
-    chain = [spatial, tio.RandomNoise(std=(0, 0.3), p=0.1), RandomBlur(std=(0.5, 1), p=0.2)]
+    chain = [spatial, RandomNoise(std=(0, 0.3), p=0.1), RandomBlur(std=(0.5, 1), p=0.2)]
     if full:
         chain.append(RandomBiasField(0.3, p=0.15))
     return [*chain, RandomAnisotropy(downsampling=(1, 2), p=0.25), tio.RandomGamma((-0.35, 0.4), p=0.3)]

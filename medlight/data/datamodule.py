@@ -10,9 +10,10 @@ from typing import Any, Literal
 import lightning as L
 import torch
 import torchio as tio
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from medlight.data.dataset import PatchDataset, Reader, Sample, Schema, WholeDataset, for_channels, spatial
+from medlight.data.dataset import PatchDataset, Reader, Schema, WholeDataset, for_channels, spatial
+from medlight.data.loader import Batch, Sample, SampleLoader, collate, with_wide_labels
 from medlight.data.patches import Patch, Triple
 from medlight.data.sampler import DrawSampler, ShareSampler
 from medlight.errors import UsageError
@@ -30,7 +31,6 @@ from medlight.prepare import (
     ZScore,
 )
 
-Batch = dict[str, torch.Tensor]
 DataSignature = dict[str, Any]
 
 
@@ -190,7 +190,7 @@ class ScanDataModule(L.LightningDataModule):
         cases = self.prepared[part]
         return Reader(cases, [place[c.case.id] for c in cases], self.normalise, self._schema)
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    def train_dataloader(self) -> SampleLoader:
         """Training batches of this rank."""
         rank, world = self._share()
         patch = self.patch or Patch(list(self.patch_shape), foreground=0)
@@ -201,30 +201,35 @@ class ScanDataModule(L.LightningDataModule):
         sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
         return self._loader(PatchDataset(reader, patch, self.augment, self.seed), sampler, self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def val_dataloader(self) -> SampleLoader:
         """Whole validation cases, this rank's share of them."""
         return self._whole("val")
 
-    def test_dataloader(self) -> DataLoader[Sample]:
+    def test_dataloader(self) -> SampleLoader:
         """Whole test cases, this rank's share of them."""
         return self._whole("test")
 
-    def _whole(self, part: str) -> DataLoader[Sample]:
+    def _whole(self, part: str) -> SampleLoader:
         rank, world = self._share()
         together = self.patch is None and not self._schema.values  # images of one size can be batched
         dataset = WholeDataset(self._reader(part), self.patch_shape if together else None)
         return self._loader(dataset, ShareSampler(dataset, rank, world), self.batch_size if together else 1)
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Widen label maps that came to the device in a smaller type."""
+        return with_wide_labels(batch)
+
     def _share(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, dataset: Dataset[Sample], sampler: DrawSampler | ShareSampler, size: int) -> DataLoader[Sample]:
-        return DataLoader(
+    def _loader(self, dataset: Dataset[Sample], sampler: DrawSampler | ShareSampler, size: int) -> SampleLoader:
+        return SampleLoader(
             dataset,
             batch_size=size,
             sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
+            collate_fn=collate,
             worker_init_fn=start_worker if self.workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its seed of workers, unused here, would be drawn from the global stream

@@ -12,13 +12,13 @@ import torch
 import torchio as tio
 from torch.utils.data import Dataset
 
+from medlight.data.loader import Sample
 from medlight.data.patches import Patch, Triple, Window, cut, place
 from medlight.data.pipeline import Pipeline
 from medlight.data.sampler import case_of
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare import Normaliser, PreparedCase
 
-Sample = dict[str, torch.Tensor]
 Normalisers = Normaliser | Sequence[Normaliser]
 
 
@@ -80,32 +80,33 @@ class Reader:
         return torch.from_numpy(np.array(slab, dtype=np.uint8 if slab.dtype == np.uint8 else np.int32)[None])
 
     def sample(self, number: int, image: torch.Tensor, label: torch.Tensor | None) -> Sample:
-        """Put a sample together: see `medlight.data.ScanDataModule` for its keys."""
+        """Put a sample together: see `medlight.data.ScanDataModule` for its keys, and `medlight.data.loader`."""
         prepared = self.cases[number]
         target, has_target = self._target(prepared.case.target)
-        sample = {
+        sample: Sample = {
             "image": image.float().contiguous(),
-            "case_id": torch.tensor(self.index[number]),
-            "spacing": torch.tensor(prepared.spacing, dtype=torch.float32),
-            "is_labelled": torch.tensor((label is not None or not self.schema.values) and has_target),
+            "case_id": np.int64(self.index[number]),
+            "spacing": np.array(prepared.spacing, np.float32),
+            "is_labelled": np.bool_((label is not None or not self.schema.values) and has_target),
         }
         if self.schema.values:
-            empty = torch.zeros((1, *image.shape[1:]), dtype=torch.int64)
-            sample["label"] = empty if label is None else label.to(torch.int64).contiguous()
+            kind = torch.uint8 if max(self.schema.values) < 256 else torch.int32
+            empty = torch.zeros((1, *image.shape[1:]), dtype=kind) if label is None else label
+            sample["label"] = empty.to(kind).contiguous()
         if target is not None:
             sample["target"] = target
         if self.schema.spatial_dims == 2:
-            sample = {key: value[..., 0] if value.ndim == 4 else value for key, value in sample.items()}
+            sample |= {key: sample[key][..., 0] for key in ("image", "label") if key in sample}
         return sample
 
-    def _target(self, target: int | tuple[float, ...] | None) -> tuple[torch.Tensor | None, bool]:
-        """The target tensor (None where the set has none) and whether it is known; -1 or NaN where it is not."""
+    def _target(self, target: int | tuple[float, ...] | None) -> tuple[Any, bool]:
+        """The target (None where the set has none) and whether it is known; -1 or NaN where it is not."""
         if not self.schema.targets:
             return None, True
         if not self.schema.multi:
-            return torch.tensor(-1 if target is None else int(target)), target is not None  # type: ignore[arg-type]
-        values = (float("nan"),) * self.schema.targets if target is None else target
-        return torch.tensor(values, dtype=torch.float32), target is not None
+            return np.int64(target if isinstance(target, int) else -1), target is not None
+        values = (np.nan,) * self.schema.targets if target is None else target
+        return np.array(values, np.float32), target is not None
 
     def name(self, number: int) -> str:
         """A case's id."""

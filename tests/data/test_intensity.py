@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torchio.transforms.augmentation.intensity.random_bias_field import BiasField
 
-from medlight.data.augment import RandomAnisotropy, RandomBiasField, RandomBlur
+from medlight.data.augment import RandomAnisotropy, RandomBiasField, RandomBlur, RandomNoise
 from tests.data.test_spatial import smooth, subject
 
 SPACING = np.diag([1.0, 1.5, 0.5, 1.0])
@@ -65,7 +65,7 @@ def test_low_resolution_equals_torchio_inside(axis, factor):
     assert not torch.allclose(ours[inside], image.data[inside], atol=1e-3)
 
 
-@pytest.mark.parametrize("transform", [RandomBiasField(), RandomBlur(), RandomAnisotropy()])
+@pytest.mark.parametrize("transform", [RandomBiasField(), RandomBlur(), RandomNoise(), RandomAnisotropy()])
 def test_labels_and_inputs_are_left_alone(transform):
     before = subject(smooth(channels=3))
     kept = before.image.data.clone()
@@ -75,6 +75,17 @@ def test_labels_and_inputs_are_left_alone(transform):
     assert torch.equal(after.label.data, before.label.data)
     assert after.image.data.dtype == torch.float32
     assert after.image.data.shape == kept.shape
+
+
+def test_noise_has_the_moments_asked_for():
+    torch.manual_seed(0)
+    flat = torch.full((1, 60, 60, 60), 7.0)
+    noisy = RandomNoise(mean=(2, 2), std=(0.5, 0.5))(flat) - flat
+    assert noisy.mean().item() == pytest.approx(2, abs=0.01)
+    assert noisy.std().item() == pytest.approx(0.5, abs=0.01)
+    spread = [RandomNoise(std=(0.1, 0.3))(flat[..., :20]).std().item() for _ in range(50)]
+    assert 0.095 < min(spread) < 0.15
+    assert 0.25 < max(spread) < 0.305
 
 
 def test_a_plane_keeps_its_only_slice():

@@ -51,6 +51,20 @@ def _polynomial(coefficients: list[float], order: int, shape: tuple[int, ...]) -
     return (x @ over_y.flatten(1)).view(shape)
 
 
+class RandomNoise(tio.RandomNoise):
+    """TorchIO's Gaussian noise, drawn from the present stream; TorchIO seeds all devices anew for it, at 0.2 ms.
+
+    Same arguments. Leaves no history in the subject.
+    """
+
+    def apply_transform(self, subject: tio.Subject) -> tio.Subject:
+        """Add noise of random mean and standard deviation to each image."""
+        for image in self.get_images(subject):
+            mean, std = self.sample_uniform(*self.mean_range), self.sample_uniform(*self.std_range)
+            image.set_data(torch.randn(image.data.shape).mul_(std).add_(mean).add_(image.data))
+        return subject
+
+
 class RandomBlur(tio.RandomBlur):
     """TorchIO's Gaussian blur as one small matrix product an axis: equal to ``scipy.ndimage.gaussian_filter``.
 

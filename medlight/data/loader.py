@@ -1,0 +1,45 @@
+"""The way of a batch from a worker to the process that trains.
+
+Each tensor goes through shared memory of its own, whose set-up and page faults cost more than most transforms do. So
+label maps travel in the smallest type that holds them, and small things as arrays in the message itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, default_collate
+
+Sample = dict[str, Any]
+Batch = dict[str, torch.Tensor]
+
+
+def collate(samples: list[Sample]) -> dict[str, Any]:
+    """Stack tensors and arrays, each by its kind."""
+    first = samples[0]
+    return {
+        key: (default_collate if isinstance(first[key], torch.Tensor) else np.stack)([s[key] for s in samples])
+        for key in first
+    }
+
+
+def with_wide_labels(batch: Batch) -> Batch:
+    """Return the batch with its label map as int64, which losses want."""
+    return {**batch, "label": batch["label"].long()} if "label" in batch else batch
+
+
+class SampleLoader(DataLoader[Sample]):
+    """A DataLoader whose batches are dicts of tensors, label maps as int64.
+
+    Where memory is pinned, label maps stay narrow: `ScanDataModule` widens them once they are on the device.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return map(self._complete, super().__iter__())
+
+    def _complete(self, batch: dict[str, Any]) -> Batch:
+        tensors = {k: v if isinstance(v, torch.Tensor) else torch.from_numpy(v) for k, v in batch.items()}
+        return tensors if self.pin_memory else with_wide_labels(tensors)
