@@ -12,8 +12,11 @@ def differing(params: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     """For each run its parameters that are not the same in all of them.
 
     ``model.init_args.network.class_path`` becomes ``network``; a name keeps as many of its last parts as make it the
-    only one. Class paths are cut to the class. A parameter that a run lacks is shown as a dash.
+    only one. Class paths are cut to the class. A parameter that a run lacks is shown as a dash. Trials of a sweep are
+    told apart by what the sweep chose (``space.*``) and not by all that follows from it.
     """
+    trials = all(any(name.startswith("space.") for name in run) for run in params)
+    params = [{n: v for n, v in run.items() if n.startswith("space.") == trials} for run in params]
     full = sorted({name for run in params for name in run if name.split(".")[0] not in _BOOKKEEPING})
     changing = [name for name in full if len({run.get(name) for run in params}) > 1]
     short = shorten(changing)
@@ -22,7 +25,9 @@ def differing(params: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 def shorten(names: Sequence[str]) -> dict[str, str]:
     """Map each dotted name to the shortest tail of it that no other name ends in (``augment.0.p``, not ``0.p``)."""
-    parts = {name: [p for p in name.split(".") if p not in ("init_args", "class_path")] or [name] for name in names}
+    parts = {
+        name: [p for p in name.split(".") if p not in ("init_args", "class_path", "space")] or [name] for name in names
+    }
     found = {}
     for name in names:
         others = [parts[other] for other in names if other != name]

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, default_collate
 
+from medlight.data.sampler import DrawSampler
+
 Sample = dict[str, Any]
 Batch = dict[str, torch.Tensor]
 
@@ -35,10 +37,32 @@ class SampleLoader(DataLoader[Sample]):
     """A DataLoader whose batches are dicts of tensors, label maps as int64.
 
     Where memory is pinned, label maps stay narrow: `ScanDataModule` widens them once they are on the device.
+    It tells Lightning where in an epoch it stands, so that a fit resumed in mid-epoch goes on with the next batch.
     """
 
+    _delivered = 0
+    _resume: tuple[int, int] = (-1, 0)  # epoch, and how many of its batches are done
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        return map(self._complete, super().__iter__())
+        epoch, done = self._resume
+        self._resume = (-1, 0)
+        self._delivered = done if epoch == self._epoch() else 0
+        if isinstance(self.sampler, DrawSampler):
+            self.sampler.done = self._delivered
+        for batch in super().__iter__():
+            self._delivered += 1
+            yield self._complete(batch)
+
+    def _epoch(self) -> int:
+        return getattr(self.sampler, "epoch", 0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and how many of its batches were taken."""
+        return {"epoch": self._epoch(), "batches": self._delivered}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on there, if the next epoch to be read is that one."""
+        self._resume = (state["epoch"], state["batches"])
 
     def _complete(self, batch: dict[str, Any]) -> Batch:
         tensors = {k: v if isinstance(v, torch.Tensor) else torch.from_numpy(v) for k, v in batch.items()}

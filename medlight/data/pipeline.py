@@ -54,10 +54,9 @@ class Pipeline:
 
     def _find_lead(self) -> RandomSpatial | None:
         """The first transform that looks beyond the patch, if it is one of ours."""
-        probe = (32, 32, 32)
-        looking = (t for t in self.transforms if isinstance(t, RandomSpatial) or any(reach_of(t, probe, np.eye(4))))
+        looking = (t for t in self.transforms if isinstance(t, RandomSpatial) or any(reach_of(t, (32,) * 3, np.eye(4))))
         first = next(looking, None)
-        return first if isinstance(first, RandomSpatial) else None
+        return first if isinstance(first, RandomSpatial) and first.keep is None else None
 
     def seeded(self, number: int) -> AbstractContextManager[None]:
         """A block in which all that the transforms draw is determined by ``number``."""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torchio as tio
 
+from medlight.data.augment.spatial import RandomSpatial
 from medlight.data.patches import Triple
 
 Array = npt.NDArray[np.float64]
@@ -38,6 +39,9 @@ def reach_of(transform: tio.Transform, size: Triple, affine: npt.NDArray[np.floa
             return _triple(np.sum(reaches, axis=0) if reaches else np.zeros(3))
         case tio.OneOf():
             return _triple(np.max([reach_of(t, size, affine) for t in transform.transforms_dict], axis=0))
+        case RandomSpatial():
+            elastic = np.linalg.norm(transform.max_displacement) / min(transform.scales[::2]) / spacing
+            return _triple(_affine_reach(transform, size, spacing) + elastic, size)
         case tio.RandomAffine():
             return _triple(_affine_reach(transform, size, spacing), size)
         case tio.RandomElasticDeformation():
@@ -63,7 +67,7 @@ def _is_spatial(monai_transform: Any) -> bool:
     return kind.__module__.startswith("monai.transforms.spatial") and "Flip" not in kind.__name__
 
 
-def _affine_reach(transform: tio.RandomAffine, size: Triple, spacing: Array) -> Array:
+def _affine_reach(transform: tio.RandomAffine | RandomSpatial, size: Triple, spacing: Array) -> Array:
     """Bound for all rotations, scalings and translations in range, of the patch's corners in mm."""
     half = (np.asarray(size) - 1) / 2 * spacing
     smallest = min(transform.scales[::2])

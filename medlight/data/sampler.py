@@ -25,6 +25,7 @@ class DrawSampler(DistributedSampler[object]):
         self.rank = rank
         self.world = world
         self.epoch = 0
+        self.done = 0  # steps of this epoch that are to be left out, after a resume
 
     def __len__(self) -> int:
         return self.steps * self.batch_size
@@ -32,7 +33,7 @@ class DrawSampler(DistributedSampler[object]):
     def __iter__(self) -> Iterator[int]:
         together = self.batch_size * self.world
         first = self.epoch * self.steps * together + self.rank * self.batch_size
-        for step in range(self.steps):
+        for step in range(self.done, self.steps):
             yield from range(first + step * together, first + step * together + self.batch_size)
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 
 from medlight.callbacks import CaseTable, Checkpoint, Pruning, RunRecord, StepSeed, Throughput, ValidationImages
 from medlight.config import Config, nearest
 from medlight.errors import MedlightError, UsageError
-from medlight.launch.precision import Choice, choose
+from medlight.launch import settle
+from medlight.launch.precision import Choice
 from medlight.launch.resolve import parse, plain
 from medlight.tracking import store
-from medlight.tracking.logger import MLflowLogger
+from medlight.tracking.logger import MLflowLogger, is_rank_zero
 from medlight.tracking.manifest import config_digest
 
 Report = Callable[[int, dict[str, float]], bool]
@@ -60,17 +60,18 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
     resolved = dict(plain(cli.config))
     study = launch.study or resolved["study"] or "medlight"
     name = launch.name or resolved["name"] or study
-    if rank_zero_only.rank == 0:
+    if is_rank_zero():
         store.deliver_leftovers()
     digest = config_digest(resolved)
-    previous = _unfinished(study, name, digest) if launch.resume else None
+    previous = _resumed(study, name, digest) if launch.resume else None
     task, data, trainer_args = _build(cli)
     _check_metrics(task, trainer_args)
-    choice = _precision(resolved, task, data, previous)
+    choice = settle.settle(resolved, task, data, previous.data.tags if previous else None)
     _build_network(task, resolved)
-    tags = {**launch.tags, "medlight.config_digest": digest, **_precision_tags(choice)}
+    tags = {**launch.tags, "medlight.config_digest": digest, **settle.tags(choice)}
     run_id = previous.info.run_id if previous else os.environ.get("MEDLIGHT_RUN_ID")
     logger = MLflowLogger(study, name, kind=launch.kind, parent=launch.parent, tags=tags, run_id=run_id)
+    pruning = Pruning(launch.report)
     checkpoint = Checkpoint(monitor=task.monitor, mode=task.mode)
     callbacks: list[L.Callback] = [
         StepSeed(resolved["seed_everything"]),
@@ -78,17 +79,17 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         CaseTable(),
         ValidationImages(),
         Throughput(),
-        Pruning(launch.report),
+        pruning,
         checkpoint,
     ]
     trainer = _trainer(trainer_args, logger, callbacks, choice)
-    with _shared_with_ranks(logger.run_id, choice), _reported(logger):
-        last = logger.local_dir / "checkpoints" / "last.ckpt" if previous else None
+    with _shared_with_ranks(logger.run_id, choice):
+        start = _last_checkpoint(logger) if previous else None
         L.seed_everything(resolved["seed_everything"], workers=True, verbose=False)
-        start = str(_last_checkpoint(logger.run_id, last)) if last else None
         trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True if start else None)
-        _raise_if_terminated(trainer)
-        state = "pruned" if any(isinstance(c, Pruning) and c.pruned for c in callbacks) else "complete"
+    _raise_if_terminated(trainer)
+    state = "pruned" if pruning.pruned else "complete"
+    if pruning.pruned:
         logger.set_tags({"medlight.state": state})
         logger.flush()
     best = Path(checkpoint.best_model_path) if checkpoint.best_model_path else None
@@ -100,7 +101,7 @@ def resolve_precision(config: Config) -> Config:
     cli = parse(config)
     resolved = dict(plain(cli.config))
     task, data, _ = _build(cli)
-    choice = _precision(resolved, task, data, None)
+    choice = settle.settle(resolved, task, data)
     return {**config, "precision": choice.precision, "channels_last": choice.channels_last}
 
 
@@ -109,7 +110,7 @@ def evaluate(config: Config, checkpoint: Path, stage: str, run_id: str | None = 
     cli = parse(config)
     resolved = dict(plain(cli.config))
     task, data, trainer_args = _build(cli)
-    choice = _precision({**resolved, "precision": resolved["precision"].replace("auto", "32-true")}, task, data, None)
+    choice = settle.settle({**resolved, "precision": "32-true", "channels_last": False}, task, data)
     callbacks: list[L.Callback] = [StepSeed(resolved["seed_everything"])]
     logger: MLflowLogger | None = None
     if run_id and stage == "test":
@@ -169,36 +170,6 @@ def _check_metrics(task: Any, trainer_args: dict[str, Any]) -> None:
             raise UsageError(f"{key}: {type(task).__name__} does not log {metric!r}{nearest(metric, names)}")
 
 
-def _precision(resolved: Config, task: Any, data: Any, previous: Any) -> Choice:
-    """Settle precision and memory format: written, recorded, handed down by rank zero, or probed."""
-    handed = os.environ.get("MEDLIGHT_PRECISION", "")
-    if previous and "medlight.precision" in previous.data.tags:
-        handed = f"{previous.data.tags['medlight.precision']},{previous.data.tags['medlight.channels_last']}"
-    if handed:
-        precision, channels_last = handed.split(",")
-        choice = Choice(precision, channels_last == "true", "as before")
-    elif "auto" in (resolved["precision"], resolved["channels_last"]):
-        accelerator = resolved["trainer"]["accelerator"]
-        size = data.signature()["patch_size"]
-        channels = len(data.signature()["channels"])
-        choice = choose(task, (getattr(data, "batch_size", 1), channels, *size), accelerator)
-    else:
-        choice = Choice(resolved["precision"], bool(resolved["channels_last"]), "as configured")
-    precision = choice.precision if resolved["precision"] == "auto" else resolved["precision"]
-    channels_last = choice.channels_last if resolved["channels_last"] == "auto" else bool(resolved["channels_last"])
-    if "channels_last" in task.hparams:
-        task.hparams["channels_last"] = channels_last
-    return Choice(precision, channels_last, choice.reason)
-
-
-def _precision_tags(choice: Choice) -> dict[str, str]:
-    return {
-        "medlight.precision": choice.precision,
-        "medlight.channels_last": str(choice.channels_last).lower(),
-        "medlight.precision_reason": choice.reason,
-    }
-
-
 def _trainer(args: dict[str, Any], logger: Any, callbacks: list[L.Callback], choice: Choice) -> L.Trainer:
     own = args.get("logger") or []
     extra = own if isinstance(own, list) else [own] if own is not True else []
@@ -217,8 +188,10 @@ def _trainer(args: dict[str, Any], logger: Any, callbacks: list[L.Callback], cho
     )
 
 
-def _unfinished(study: str, name: str, digest: str) -> Any:
-    """The one run that ``--resume`` means."""
+def _resumed(study: str, name: str, digest: str) -> Any:
+    """The one run that ``--resume`` means; on other ranks, the one that rank zero has taken up."""
+    if "MEDLIGHT_RUN_ID" in os.environ:
+        return store.find_run(os.environ["MEDLIGHT_RUN_ID"])
     runs = store.unfinished(study, name, digest)
     if not runs:
         raise UsageError(
@@ -233,40 +206,27 @@ def _unfinished(study: str, name: str, digest: str) -> Any:
     return runs[0]
 
 
-def _last_checkpoint(run_id: str, local: Path) -> Path:
-    if local.is_file():
-        return local
+def _last_checkpoint(logger: MLflowLogger) -> Path | None:
+    """Where a resumed run goes on; ``None`` where it was stopped before its first checkpoint, and starts over."""
+    local = logger.local_dir / "checkpoints" / "last.ckpt"
+    if local.is_file() or logger.is_local:
+        return local if local.is_file() else None
     try:
-        return store.artifact(run_id, "checkpoints/last.ckpt")
+        return store.artifact(logger.run_id, "checkpoints/last.ckpt")
     except MedlightError:
-        raise UsageError(f"run {run_id} ended before its first checkpoint; start it again without --resume") from None
+        return None
 
 
 @contextmanager
 def _shared_with_ranks(run_id: str, choice: Choice) -> Iterator[None]:
     """Tell the processes that Lightning starts for the other ranks which run and precision are theirs."""
-    shared = {
-        "MEDLIGHT_RUN_ID": run_id,
-        "MEDLIGHT_PRECISION": f"{choice.precision},{str(choice.channels_last).lower()}",
-    }
+    shared = {"MEDLIGHT_RUN_ID": run_id, **settle.environment(choice)}
     os.environ.update(shared)
     try:
         yield
     finally:
         for key in shared:
             os.environ.pop(key, None)
-
-
-@contextmanager
-def _reported(logger: MLflowLogger) -> Iterator[None]:
-    """Write the reason of a failure to the run."""
-    try:
-        yield
-    except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        logger.set_tags({"medlight.state": "failed", "medlight.reason": reason[:500]})
-        logger.flush()
-        raise
 
 
 def _raise_if_terminated(trainer: L.Trainer) -> None:

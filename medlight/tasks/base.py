@@ -18,6 +18,7 @@ from medlight import config, networks
 from medlight.errors import UsageError
 from medlight.tasks import optimisation
 from medlight.tasks.deployable import Activation, Deployable, in_graph_scaling
+from medlight.tasks.exact_norm import write_out_norms
 from medlight.tasks.rows import Row, gather
 
 Spec = dict[str, Any]
@@ -288,6 +289,7 @@ class Task(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             network = self.build_network()  # not deepcopy: DynUNet holds on to its last heads, which can't be copied
         network.load_state_dict(self.network.state_dict())
+        write_out_norms(network)
         return Deployable(network, self.activation, int(self.data["spatial_dims"]), scaling).float().eval()
 
     def window(self) -> dict[str, Any]:

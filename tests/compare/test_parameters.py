@@ -49,3 +49,21 @@ def test_random_numbers_are_cut_for_people():
 
 def test_one_run_has_no_differences():
     assert differing([{"a": "1"}]) == [{}]
+
+
+def test_trials_are_told_apart_by_what_the_sweep_chose():
+    trials = [
+        {
+            "space.model.network": "unet",
+            "space.model.optimizer.lr": "0.1",
+            "model.init_args.network.class_path": "a.UNet",
+        },
+        {
+            "space.model.network": "vnet",
+            "space.model.optimizer.lr": "0.2",
+            "model.init_args.network.class_path": "a.VNet",
+        },
+    ]
+    assert differing(trials) == [{"network": "unet", "lr": "0.1"}, {"network": "vnet", "lr": "0.2"}]
+    mixed = [trials[0], {"model.init_args.network.class_path": "a.VNet"}]
+    assert differing(mixed) == [{"network": "UNet"}, {"network": "VNet"}]

@@ -257,6 +257,33 @@ def test_a_resumed_fit_sees_what_an_uninterrupted_one_would(heads, tmp_path, wor
     assert resumed == whole[6:]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fit_resumed_in_mid_epoch_goes_on_with_the_next_batch(heads, tmp_path, workers):
+    def fit(checkpoint=None):
+        task = Records()
+        data = module(heads, tmp_path, augment=augmentations(), steps_per_epoch=5, workers=workers)
+        trainer = L.Trainer(
+            max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False, default_root_dir=tmp_path, num_sanity_val_steps=0,
+            callbacks=[] if checkpoint else [SaveAt(8)],
+        )  # fmt: skip
+        trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+        return task.seen
+
+    whole = fit()
+    assert len(whole) == 15
+    assert fit(tmp_path / "step8.ckpt") == whole[8:]
+
+
+class SaveAt(L.Callback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/step{self.step}.ckpt")
+
+
 def test_validation_batches_are_whole_cases(heads, tmp_path):
     data = module(heads, tmp_path)
     for batch, prepared in zip(data.val_dataloader(), data.prepared["val"], strict=True):

@@ -37,15 +37,23 @@ def test_a_drawn_movement_needs_no_more_than_it_says(seed, degrees, scale, displ
     assert torch.allclose(from_part, from_whole, atol=1e-4)
 
 
+CHAINS = {
+    "torchio": lambda mm: [
+        tio.RandomAffine(0.2, 25, 2 * mm, default_pad_value=-1),
+        tio.RandomElasticDeformation(6, 2.0 * mm, locked_borders=0),
+    ],
+    "ours, inside another": lambda mm: [
+        tio.Compose([RandomSpatial(0.2, 25, 2 * mm, max_displacement=2 * mm, default_pad_value=-1, axes=(0, 1, 2))])
+    ],
+}
+
+
 @pytest.mark.parametrize("spacing", [1.0, 2.0])
-def test_torchios_own_transforms_get_enough_around_the_patch(spacing):
-    """Where too little is read, TorchIO's padding value comes into the patch."""
+@pytest.mark.parametrize("chain", CHAINS)
+def test_transforms_get_enough_around_the_patch(chain, spacing):
+    """Where too little is read, a transform's padding value comes into the patch."""
     affine = np.diag([spacing, spacing, spacing, 1])
-    chain = [
-        tio.RandomAffine(0.2, 25, 2 * spacing, default_pad_value=-1),
-        tio.RandomElasticDeformation(6, 2.0 * spacing, locked_borders=0),
-    ]
-    pipeline = Pipeline(chain)
+    pipeline = Pipeline(CHAINS[chain](spacing))
     assert pipeline.plan(Window((0, 0, 0), SIZE), affine).movement is None
     for seed in range(10):
         with pipeline.seeded(seed):

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from medlight.cli.main import COMMANDS, command_parser, main
+
+HEAVY = ("torch", "lightning", "monai", "torchio", "mlflow", "optuna", "pandas", "scipy", "matplotlib")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_imports_nothing_heavy(name: str) -> None:
+    code = (
+        "import sys; from medlight.cli.main import main\n"
+        f"try: main(['{name}', '--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        f"heavy = [m for m in {HEAVY} if m in sys.modules]; assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "example" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_parser_and_says_what_it_does(name: str) -> None:
+    parser, module = command_parser(name)
+    assert parser.description == COMMANDS[name]
+    assert callable(module.run)
+
+
+def test_root_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+
+
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["swep"]) == 2
+    assert "did you mean 'sweep'" in capsys.readouterr().err
+
+
+def test_an_unknown_argument_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "x", "--htlm", "y"])
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
