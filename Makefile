@@ -62,7 +62,8 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 lock: $(VENV)/.dev
-	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' > constraints.txt
+	@echo '# Every version that was tested, on Python 3.11 and Linux. Written by `make lock`.' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/\+cpu$$//' >> constraints.txt
 
 clean:
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache
