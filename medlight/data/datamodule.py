@@ -13,9 +13,10 @@ import torchio as tio
 from torch.utils.data import Dataset
 
 from medlight.data.dataset import PatchDataset, Reader, Schema, WholeDataset, for_channels, spatial
-from medlight.data.loader import Batch, Sample, SampleLoader, collate, with_wide_labels
+from medlight.data.loader import PREFETCH, Batch, Sample, SampleLoader, collate, with_wide_labels
 from medlight.data.patches import Patch, Triple
 from medlight.data.sampler import DrawSampler, ShareSampler
+from medlight.data.slots import Slots, can_share
 from medlight.errors import UsageError
 from medlight.prepare import (
     BadCase,
@@ -199,7 +200,17 @@ class ScanDataModule(L.LightningDataModule):
         steps = self.steps_per_epoch or max(1, round(len(reader.cases) / together))
         sampler = DrawSampler(steps, self.batch_size, rank, world)
         sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
-        return self._loader(PatchDataset(reader, patch, self.augment, self.seed), sampler, self.batch_size)
+        dataset = PatchDataset(reader, patch, self.augment, self.seed)
+        return self._loader(dataset, sampler, self.batch_size, self._slots() if self.workers and can_share() else None)
+
+    def _slots(self) -> Slots:
+        """Places for training batches, which are all of one size."""
+        schema, shape = self._schema, self.patch_shape[: self.spatial_dims]
+        channels = len(self.prepared["train"][0].channels)
+        like = {"image": ((self.batch_size, channels, *shape), torch.float32)}
+        if schema.values:
+            like["label"] = ((self.batch_size, 1, *shape), schema.label_type)
+        return Slots(self.workers, like)
 
     def val_dataloader(self) -> SampleLoader:
         """Whole validation cases, this rank's share of them."""
@@ -222,18 +233,23 @@ class ScanDataModule(L.LightningDataModule):
     def _share(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
-    def _loader(self, dataset: Dataset[Sample], sampler: DrawSampler | ShareSampler, size: int) -> SampleLoader:
-        return SampleLoader(
+    def _loader(
+        self, dataset: Dataset[Sample], sampler: DrawSampler | ShareSampler, size: int, slots: Slots | None = None
+    ) -> SampleLoader:
+        loader = SampleLoader(
             dataset,
             batch_size=size,
             sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            collate_fn=collate,
+            collate_fn=slots.collate if slots else collate,
+            prefetch_factor=PREFETCH if self.workers else None,
             worker_init_fn=start_worker if self.workers else None,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its seed of workers, unused here, would be drawn from the global stream
         )
+        loader.fetch = slots.fetch if slots else None
+        return loader
 
 
 def _recorded(prepared: Sequence[PreparedCase]) -> dict[str, str]:

@@ -49,6 +49,11 @@ class Schema:
     targets: int = 0
     multi: bool = False
 
+    @property
+    def label_type(self) -> torch.dtype:
+        """The smallest type that holds all label values."""
+        return torch.uint8 if max(self.values, default=0) < 256 else torch.int32
+
 
 class Reader:
     """Reads parts of prepared cases, normalised, and makes samples of them.
@@ -90,7 +95,7 @@ class Reader:
             "is_labelled": np.bool_((label is not None or not self.schema.values) and has_target),
         }
         if self.schema.values:
-            kind = torch.uint8 if max(self.schema.values) < 256 else torch.int32
+            kind = self.schema.label_type
             empty = torch.zeros((1, *image.shape[1:]), dtype=kind) if label is None else label
             sample["label"] = empty.to(kind).contiguous()
         if target is not None:

@@ -6,7 +6,7 @@ label maps travel in the smallest type that holds them, and small things as arra
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from medlight.data.sampler import DrawSampler
 
 Sample = dict[str, Any]
 Batch = dict[str, torch.Tensor]
+PREFETCH = 4  # batches that a worker may be ahead: enough to ride out a slow step or a busy machine
 
 
 def collate(samples: list[Sample]) -> dict[str, Any]:
@@ -40,6 +41,7 @@ class SampleLoader(DataLoader[Sample]):
     It tells Lightning where in an epoch it stands, so that a fit resumed in mid-epoch goes on with the next batch.
     """
 
+    fetch: Callable[[dict[str, Any]], dict[str, Any]] | None = None  # gets what didn't come with the message
     _delivered = 0
     _resume: tuple[int, int] = (-1, 0)  # epoch, and how many of its batches are done
 
@@ -51,7 +53,7 @@ class SampleLoader(DataLoader[Sample]):
             self.sampler.done = self._delivered
         for batch in super().__iter__():
             self._delivered += 1
-            yield self._complete(batch)
+            yield self._complete(self.fetch(batch) if self.fetch else batch)
 
     def _epoch(self) -> int:
         return getattr(self.sampler, "epoch", 0)

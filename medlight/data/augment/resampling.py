@@ -12,7 +12,7 @@ from torch.nn import functional
 from medlight.data.augment.movement import Matrix, Movement
 from medlight.data.patches import Window, cut
 
-_AT_ONCE = 1 << 16  # voxels worked on at a time: few enough that all intermediate values stay in the cache
+_AT_ONCE = 1 << 15  # voxels worked on at a time: few enough that all intermediate values stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
