@@ -13,7 +13,7 @@ import torchio as tio
 from lightning.pytorch.cli import LightningCLI
 from monai import transforms as mt
 
-from medlight.data import Patch, ScanDataModule
+from medlight.data import Patch, ScanDataModule, datamodule
 from medlight.data.augment import RandomBiasField, RandomSpatial
 from medlight.data.dataset import SampleError
 from medlight.errors import CaseError, UsageError
@@ -119,11 +119,38 @@ def test_foreground_patches_have_each_class_in_their_middle(heads, tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_any_number_of_workers_gives_the_same_stream(heads, tmp_path, workers):
-    alone = module(heads, tmp_path, augment=augmentations(), steps_per_epoch=5)
-    with_workers = module(heads, tmp_path, augment=augmentations(), steps_per_epoch=5, workers=workers)
+    alone = module(heads, tmp_path, augment=augmentations(), steps_per_epoch=20)
+    with_workers = module(heads, tmp_path, augment=augmentations(), steps_per_epoch=20, workers=workers)
     assert equal(stream(alone), stream(with_workers))
     assert equal(stream(alone, epoch=2), stream(with_workers, epoch=2))
     assert equal(list(alone.val_dataloader()), list(with_workers.val_dataloader()))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_batches_are_the_readers_own(heads, tmp_path, monkeypatch, shared):
+    """They stay as they are while workers go on writing, after a break in mid-epoch too."""
+    monkeypatch.setattr(datamodule, "can_share", lambda: shared)
+    data = module(heads, tmp_path, augment=augmentations(), steps_per_epoch=30, workers=2)
+    loader = data.train_dataloader()
+    first = next(iter(loader))
+    kept = {key: value.clone() for key, value in first.items()}
+    every = list(loader)
+    assert equal([first], [kept])
+    assert equal(every[:1], [kept])
+    assert len({tensor.data_ptr() for batch in every for tensor in batch.values()}) == 30 * len(first)
+    assert equal(every, stream(module(heads, tmp_path, augment=augmentations(), steps_per_epoch=30)))
+
+
+def test_label_maps_stay_narrow_until_they_are_on_the_device(heads, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = module(heads, tmp_path, steps_per_epoch=2, workers=1)
+    loader = data.train_dataloader()
+    assert loader.pin_memory
+    (batch, _) = loader
+    assert batch["label"].dtype == torch.uint8
+    assert data.on_after_batch_transfer(batch, 0)["label"].dtype == torch.int64
+    monkeypatch.undo()
+    assert equal([data.on_after_batch_transfer(batch, 0)], stream(module(heads, tmp_path, steps_per_epoch=2))[:1])
 
 
 class Ranks:
