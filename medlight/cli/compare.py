@@ -11,9 +11,9 @@ from typing import Any
 EPILOG = """\
 example:
   medlight compare hippocampus-sweep --html compare.html
-  medlight compare 3f2a91c0 77be01d4 --metric dice/Anterior --json -
+  medlight compare 3f2a91c0 77be01d4 --metric val/dice/anterior --json -
 
-A RUN is a run id, the start of one that no other run has, or a run's name; a sweep stands for its trials.
+A RUN is a run id, the start of one (4 letters or more), or a run's name; a sweep stands for its trials.
 Cases are paired by their id: test cases where all runs have them, else validation cases."""
 
 

@@ -39,8 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve the UI until Ctrl-C; a tracking server's own address is only printed."""
-    from medlight.compare.records import require_store
-    from medlight.tracking.store import tracking_uri
+    from medlight.tracking.store import require_store, tracking_uri
 
     uri = tracking_uri()
     if uri.startswith(("http://", "https://")):

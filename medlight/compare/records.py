@@ -64,15 +64,6 @@ class Selection:
     sweeps: list[str]
 
 
-def require_store() -> None:
-    """Raise UsageError where this folder has no runs yet (asking for one would make an empty store)."""
-    from medlight.tracking.connection import sqlite_file, tracking_uri
-
-    file = sqlite_file(tracking_uri())
-    if file is not None and not file.is_file():
-        raise UsageError(f"{file}: no runs here yet; start one with medlight fit -c FILE, or go to the folder of yours")
-
-
 def collect(texts: Sequence[str]) -> Selection:
     """Read the runs named by ids, unique prefixes or names; a sweep stands for its trials.
 
@@ -83,7 +74,6 @@ def collect(texts: Sequence[str]) -> Selection:
     """
     from medlight.tracking import store
 
-    require_store()
     found: dict[str, Run] = {}
     sweeps: list[str] = []
     for text in texts:

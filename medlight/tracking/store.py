@@ -6,6 +6,7 @@ import os
 import re
 import socket
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlparse
@@ -43,6 +44,7 @@ __all__ = [
     "local_path",
     "process_tags",
     "reached",
+    "require_store",
     "resolve_run",
     "runs",
     "runs_of",
@@ -103,24 +105,57 @@ def runs(where: str = "", experiments: list[str] | None = None, order: str = "at
 
 
 def find_run(text: str) -> Run:
-    """Return the run that a full id, a unique prefix of at least 4 characters, or a unique run name means.
+    """Return the run that a full id, a prefix of at least 4 letters that no other has, or a name means.
 
-    Raises: UsageError that lists the nearest, or those that the text could mean.
+    Of several runs with one name those that ran to their end are meant.
+
+    Raises: UsageError that lists what the text could mean, or tells the nearest name; where there are no runs at all
+    (no store is made by asking).
     """
+    require_store()
     if re.fullmatch(r"[0-9a-f]{32}", text):
         with reached():
             return client().get_run(text)
     matches = runs(f"attributes.run_id LIKE '{text}%'") if re.fullmatch(r"[0-9a-f]{4,31}", text) else []
-    quoted = text.replace("'", "''")
-    matches = matches or (runs(f"attributes.run_name = '{quoted}'") if "'" not in text else [])
+    if not matches and "'" not in text:
+        named = runs(f"attributes.run_name = '{text}'")
+        matches = [run for run in named if _state(run) == "complete"] or named
     if len(matches) == 1:
         return matches[0]
     if matches:
-        listed = ", ".join(run.info.run_id[:12] for run in matches[:5])
-        more = ", ..." if len(matches) > 5 else ""
-        raise UsageError(f"{text!r} means {len(matches)} runs ({listed}{more}); give an id")
-    known = {name: run for run in runs() for name in (run.info.run_name or "", run.info.run_id[: max(4, len(text))])}
-    raise UsageError(f"no run {text!r} in {masked(tracking_uri())}{nearest(text, known)}")
+        listed = "; ".join(map(_described, matches[:5])) + ("; ..." if len(matches) > 5 else "")
+        raise UsageError(f"{text!r} means {len(matches)} runs ({listed}); give an id")
+    if re.fullmatch(r"[0-9a-f]{1,3}", text):
+        raise UsageError(f"no run is named {text!r}, and of an id the first 4 letters are needed at least")
+    raise UsageError(f"no run {text!r} in {masked(tracking_uri())}{_nearest_run(text)}")
+
+
+def require_store() -> None:
+    """Raise UsageError where this folder has no runs yet (asking for one would make an empty store)."""
+    file = sqlite_file(tracking_uri())
+    if file is not None and not file.is_file():
+        raise UsageError(f"{file}: no runs here yet; start one with medlight fit -c FILE, or go to the folder of yours")
+
+
+def _state(run: Run) -> str:
+    """A run's own word for how it ended, else the server's."""
+    status = {"FINISHED": "complete"}.get(run.info.status, run.info.status.lower())
+    return str(run.data.tags.get("medlight.state") or status)
+
+
+def _described(run: Run) -> str:
+    study = run.data.tags.get("medlight.study", "no study")
+    start = datetime.fromtimestamp((run.info.start_time or 0) / 1000).strftime("%Y-%m-%d %H:%M")
+    return f"{run.info.run_id[:12]} of {study}, {_state(run)}, {start}"
+
+
+def _nearest_run(text: str) -> str:
+    """The hint at a run's name or the start of its id; else at a name that holds the text."""
+    every = runs()
+    names = {run.info.run_name for run in every if run.info.run_name}
+    hint = nearest(text, names | {run.info.run_id[: max(4, len(text))] for run in every})
+    holding = sorted(name for name in names if text.casefold() in name.casefold())
+    return hint or (f" (did you mean {holding[0]!r}?)" if holding else "")
 
 
 def resolve_run(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -72,7 +73,9 @@ def test_found_by_id_prefix_and_name(here: Path) -> None:
     assert store.resolve_run("dynunet-lr3") == run_id
     with pytest.raises(UsageError, match="did you mean 'dynunet-lr3'"):
         store.find_run("dynunet-lr4")
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="did you mean 'dynunet-lr3'"):
+        store.find_run("DynUNet")  # a part of the name
+    with pytest.raises(UsageError, match="first 4 letters are needed"):
         store.find_run(run_id[:3])
     with pytest.raises(UsageError, match="not in the tracking store"):
         store.find_run("0" * 32)
@@ -81,10 +84,36 @@ def test_found_by_id_prefix_and_name(here: Path) -> None:
 
 
 def test_ambiguous_name_lists_the_runs(here: Path) -> None:
-    ids = [run_in("hippo", "twice") for _ in range(2)]
+    ids = [run_in("hippo", "twice", **{"medlight.state": state}) for state in ("failed", "stopped")]
     with pytest.raises(UsageError, match="means 2 runs") as caught:
         store.find_run("twice")
-    assert all(run_id[:12] in str(caught.value) for run_id in ids)
+    said = str(caught.value)
+    for run_id, state in zip(ids, ("failed", "stopped"), strict=True):
+        assert re.search(rf"{run_id[:12]} of hippo, {state}, \d{{4}}-\d\d-\d\d \d\d:\d\d", said)
+    for _ in range(5):
+        run_in("hippo", "twice")
+    with pytest.raises(UsageError, match="means 7 runs") as caught:
+        store.find_run("twice")
+    assert str(caught.value).count(" of hippo, ") == 5
+    assert "\n" not in str(caught.value)
+
+
+def test_of_one_name_the_run_that_ended_well_is_meant(here: Path) -> None:
+    run_in("hippo", "again", **{"medlight.state": "failed"})
+    done = run_in("hippo", "again", **{"medlight.state": "complete"})
+    run_in("hippo", "again", **{"medlight.state": "stopped"})
+    assert store.resolve_run("again") == done
+    other = run_in("liver", "again", **{"medlight.state": "complete"})
+    with pytest.raises(UsageError, match="means 2 runs") as caught:
+        store.find_run("again")
+    assert done[:12] in str(caught.value)
+    assert f"{other[:12]} of liver" in str(caught.value)
+
+
+def test_asking_for_a_run_makes_no_store(workdir: Path) -> None:
+    with pytest.raises(UsageError, match="no runs here yet"):
+        store.find_run("any")
+    assert list(workdir.iterdir()) == []
 
 
 def test_children_and_the_best_of_them(here: Path) -> None:
