@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from medlight.sweeps.study import INTERRUPTED, history
+from medlight.tracking.identity import scrub
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -69,7 +70,7 @@ def best(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def to_csv(study: optuna.Study, metrics: list[str]) -> str:
-    """The trials as CSV: one column for each objective and parameter."""
+    """The trials as CSV, for the run: one column for each objective and parameter; file names are left out."""
     table = rows(study)
     params = sorted({name for each in table for name in each.params})
     text = io.StringIO()
@@ -78,6 +79,6 @@ def to_csv(study: optuna.Study, metrics: list[str]) -> str:
     for each in table:
         values: list[Any] = [*each.values] if each.values else [""] * len(metrics)
         found = [each.params.get(name, "") for name in params]
-        last: list[Any] = [each.seconds, each.retry_of, each.run_id, each.reason]
+        last: list[Any] = [each.seconds, each.retry_of, each.run_id, scrub(each.reason)]
         writer.writerow([each.number, each.state, *values, *found, *last])
     return text.getvalue()

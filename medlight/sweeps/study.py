@@ -90,7 +90,8 @@ def database(url: str) -> RDBStorage:
     except Exception as error:
         place = url.rsplit("@", 1)[-1]  # without the password
         cause = " ".join((str(error).splitlines() or [""])[0].split())
-        raise MedlightError(f"storage: can't use {place}: {type(error).__name__}: {cause}") from error
+        mend = "start the server, or leave storage out"
+        raise MedlightError(f"storage: can't use {place}: {type(error).__name__}: {cause}; {mend}") from error
 
 
 def find(storage: BaseStorage, full_name: str) -> optuna.Study | None:

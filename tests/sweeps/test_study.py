@@ -87,7 +87,7 @@ def test_a_sweep_is_named_in_whole_or_by_its_last_part(workdir):
 
 
 def test_a_database_that_is_not_there_is_said_without_its_password(workdir):
-    with pytest.raises(MedlightError, match=r"storage: can't use localhost:1/none") as error:
+    with pytest.raises(MedlightError, match=r"storage: can't use localhost:1/none.*; start the server") as error:
         study.database("postgresql://me:secret@localhost:1/none")
     assert "secret" not in str(error.value)
     with pytest.raises(MedlightError, match="storage: "):
@@ -117,9 +117,9 @@ def test_the_table_as_csv_has_a_column_for_each_parameter(workdir):
         found = created(storage)
         found.tell(ask(found), 0.5)
         failed = ask(found)
-        failed.set_user_attr("reason", "out of, memory")
+        failed.set_user_attr("reason", "DOE_JOHN.nii.gz: out of, memory")
         found.tell(failed, state=TrialState.FAIL)
         lines = rows.to_csv(found, ["val/dice"]).splitlines()
     assert lines[0] == "trial,state,val/dice,x,seconds,retry_of,run_id,reason"
     assert lines[1].startswith("0,complete,0.5,")
-    assert lines[2].endswith('"out of, memory"')
+    assert lines[2].endswith('"<file>: out of, memory"')
