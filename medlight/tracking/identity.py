@@ -6,7 +6,7 @@ import re
 
 _PATH = re.compile(r"""(?:[A-Za-z]:)?[^\s'"`,;()\[\]=:]*[/\\][^\s'"`,;()\[\]=:]*""")
 _METRIC = re.compile(r"(?:train|val|test)/(?:loss|dice|hd95|nsd|auroc|accuracy|f1|ece)(?![\w.])")
-_FILE = re.compile(r"[^\s'\"`,;()\[\]=:/\\]+\.(?:nii|nii\.gz|dcm|nrrd|mha|mhd|npz|csv|json|ckpt)\b", re.IGNORECASE)
+_FILE = re.compile(r"[^\s'\"`,;()\[\]=:/\\]+\.(?:nii(?:\.gz)?|dcm|nrrd|mha|mhd|npz|csv|json|ckpt)\b", re.IGNORECASE)
 
 
 def scrub(text: str) -> str:
