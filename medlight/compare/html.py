@@ -10,11 +10,12 @@ from string import Template
 from typing import Any
 
 from medlight.compare import plots
+from medlight.compare.notes import NO_INTERVAL
 from medlight.compare.parameters import shown
 from medlight.compare.records import Record
 from medlight.compare.stats import Estimate
 from medlight.compare.table import Comparison, Row
-from medlight.compare.text import NONE, number, p_value, state
+from medlight.compare.text import NONE, bounds, number, p_value, state, without_interval
 
 _WHAT = {
     "distribution": "Score of each case",
@@ -56,6 +57,8 @@ def summary_page(record: Record, splits: dict[str, list[dict[str, Any]]]) -> str
             cells += [_number(line[key]) for key in ("median", "min", "max")]
             rows.append(("", [*cells, _text(line["worst_case"])]))
         body += f"<h2>{split} cases</h2>" + _table([*head, ("worst case", False)], rows)
+    if without_interval(splits):
+        body += f"<ul class='soft'><li>{html.escape(NO_INTERVAL)}</li></ul>"
     return _fill(record.name, f"run {record.run_id}, {state(Row(record, {}, None))}", body)
 
 
@@ -131,8 +134,8 @@ def _number(value: float | None) -> str:
 def _estimate(found: Estimate | None) -> str:
     if found is None or not found.n:
         return _number(None)
-    bounds = f"<small>{number(found.low)} to {number(found.high)}</small>" if math.isfinite(found.low) else ""
-    return f"<td class='number' data-sort='{found.mean}'>{number(found.mean)}{bounds}</td>"
+    ends = f"<small>{bounds(found, ' to ')}</small>"
+    return f"<td class='number' data-sort='{found.mean}'>{number(found.mean)}{ends}</td>"
 
 
 def _p(row: Row) -> str:

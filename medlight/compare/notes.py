@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 
 from medlight.compare.metric import Metric
-from medlight.compare.stats import RESAMPLES
+from medlight.compare.stats import MINIMUM_CASES, RESAMPLES
+
+NO_INTERVAL = f"No interval (–) over fewer than {MINIMUM_CASES} cases: so few say too little of others."
 
 
 def notes(
@@ -17,6 +19,7 @@ def notes(
     tests: int,
     listed: int,
     complete: bool,
+    fewest: int | None = None,
 ) -> list[str]:
     """Sentences under the table.
 
@@ -36,12 +39,15 @@ def notes(
         How many runs are only listed, because they did not run to their end.
     complete:
         Whether the compared runs did.
+    fewest:
+        The smallest number of cases that a mean or a difference of the table is over.
     """
     runs = len(case_ids)
     kept = [ids for ids in case_ids if ids]
     found = _different_cases(kept, common)
     if kept:
         found.append(f"Mean over the cases with a 95 % interval (bootstrap over cases, BCa, {RESAMPLES} resamples).")
+        found += [NO_INTERVAL] if fewest is not None and fewest < MINIMUM_CASES else []
     elif runs > 1:
         found.append(
             f"{metric.base} is no score of a single case: no interval and no test, ranked by the value each run logged"

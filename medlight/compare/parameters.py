@@ -13,14 +13,17 @@ def differing(params: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
     ``model.init_args.network.class_path`` becomes ``network``; a name keeps as many of its last parts as make it the
     only one. Class paths are cut to the class. A parameter that a run lacks is shown as a dash. Trials of a sweep are
-    told apart by what the sweep chose (``space.*``) and not by all that follows from it.
+    told apart by what the sweep chose (``space.*``) and not by all that follows from it. A run without any parameter
+    (it failed before it had some) makes nothing differ, and has none here.
     """
-    trials = all(any(name.startswith("space.") for name in run) for run in params)
-    params = [{n: v for n, v in run.items() if n.startswith("space.") == trials} for run in params]
-    full = sorted({name for run in params for name in run if name.split(".")[0] not in _BOOKKEEPING})
-    changing = [name for name in full if len({run.get(name) for run in params}) > 1]
+    known = [run for run in params if run]
+    trials = all(any(name.startswith("space.") for name in run) for run in known)
+    known = [{n: v for n, v in run.items() if n.startswith("space.") == trials} for run in known]
+    full = sorted({name for run in known for name in run if name.split(".")[0] not in _BOOKKEEPING})
+    changing = [name for name in full if len({run.get(name) for run in known}) > 1]
     short = shorten(changing)
-    return [{short[name]: _value(name, run.get(name)) for name in changing} for run in params]
+    found = iter([{short[name]: _value(name, run.get(name)) for name in changing} for run in known])
+    return [next(found) if run else {} for run in params]
 
 
 def shorten(names: Sequence[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medlight.compare.parameters import ABSENT
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _INK = "#010203"  # stands for the page's own text colour
 _BEST, _OTHER = "#e8710a", "#4c8bd6"
 _PALETTE = (_OTHER, "#2e9e6b", "#a463c9", "#0fa3b1", "#c2185b", "#8d6e4f", "#7a8794", "#b5a100")
+_FEW_POINTS = 12  # a curve of no more shows where they are
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -53,23 +54,32 @@ def labels(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def colours(comparison: Comparison) -> dict[str, str]:
+    """The colour of each run (by id) in all plots; where more runs are drawn than there are colours, the best's own."""
+    drawn = [row for row in comparison.rows if row.mean or any(row.record.curves.values())]
+    others = [row.record.run_id for row in drawn if not row.best]
+    few = len(others) <= len(_PALETTE)
+    found = {run_id: _PALETTE[index] if few else _OTHER for index, run_id in enumerate(others)}
+    return found | {row.record.run_id: _BEST for row in drawn if row.best}
+
+
 def distribution(comparison: Comparison) -> str:
     """Box and points of the metric over the cases, a line for each run, best on top; '' without values per case."""
-    metric = comparison.metric
+    metric, colour = comparison.metric, colours(comparison)
     found = []
     for row, label in zip(comparison.rows, labels(comparison.rows), strict=True):
         values = row.record.values(metric.base, metric.split) if row.mean else {}
         cases = comparison.cases or list(values)
         kept = [values[case] for case in cases if math.isfinite(values.get(case, math.nan))]
         if kept:
-            found.append((label, kept, row.best))
+            found.append((label, kept, colour[row.record.run_id]))
     if not found:
         return ""
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for position, (_, values, best) in enumerate(found):
-            _box(axes, values, position, _BEST if best else _OTHER)
+        for position, (_, values, own) in enumerate(found):
+            _box(axes, values, position, own)
         axes.set_yticks(range(len(found)), [label for label, _, _ in found])
         axes.set_ylim(len(found) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -100,21 +110,24 @@ def _box(axes: Axes, values: list[float], position: int, colour: str) -> None:
 def curves(comparison: Comparison, name: str | None = None) -> str:
     """The validation metric over the steps of every run; '' where none has two points."""
     name = name or f"val/{comparison.metric.base}"
-    rows = [row for row in comparison.rows if len(row.record.curves.get(name, [])) > 1]
-    if not rows:
+    rows = [row for row in comparison.rows if row.record.curves.get(name)]
+    if all(len(row.record.curves[name]) < 2 for row in rows):
         return ""
+    colour = colours(comparison)
+    few = len(set(colour.values())) == len(colour)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        few = len(rows) <= 8
-        for index, (row, label) in enumerate(zip(rows, labels(rows), strict=True)):
+        for row, label in zip(rows, labels(rows), strict=True):
             steps, values = zip(*row.record.curves[name], strict=True)
-            colour = _BEST if row.best else _PALETTE[index % len(_PALETTE)] if few else _OTHER
             text = label if few or row.best else None
             dashed = "-" if row.record.complete else "--"
+            marker = "o" if len(steps) <= _FEW_POINTS else ""
             width, alpha = (2.2, 1.0) if row.best else (1.3, 0.9 if few else 0.5)
-            axes.plot(steps, values, dashed, color=colour, linewidth=width, alpha=alpha, label=text)
-        axes.set_xlabel("step (dashed: not run to the end)")
+            style: dict[str, Any] = {"color": colour[row.record.run_id], "linewidth": width, "alpha": alpha}
+            axes.plot(steps, values, dashed, marker=marker, markersize=4.5, label=text, **style)
+        cut = not all(row.record.complete for row in rows)
+        axes.set_xlabel("step (dashed: not run to the end)" if cut else "step")
         axes.set_ylabel(name)
         axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
@@ -129,6 +142,7 @@ def parameters(comparison: Comparison) -> str:
         return ""
     columns = 3
     lines = math.ceil(len(names) / columns)
+    colour = colours(comparison)
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
@@ -136,18 +150,19 @@ def parameters(comparison: Comparison) -> str:
             if index >= len(names):
                 axes.set_visible(False)
                 continue
-            _scatter(axes, rows, names[index])
+            _scatter(axes, rows, names[index], colour)
             if index % columns == 0:
                 axes.set_ylabel(comparison.metric.name)
 
     return _svg(draw, 2.6 * lines, "parameters")
 
 
-def _scatter(axes: Axes, rows: Sequence[Row], name: str) -> None:
+def _scatter(axes: Axes, rows: Sequence[Row], name: str, colour: Mapping[str, str]) -> None:
     texts = [row.params.get(name, ABSENT) for row in rows]
     places, ticks, logarithmic = _places(texts)
     for row, place in zip(rows, places, strict=True):
-        axes.plot(place, rank_value(row), "o", color=_BEST if row.best else _OTHER, alpha=0.8, markersize=5.5)
+        own = colour.get(row.record.run_id, _OTHER)
+        axes.plot(place, rank_value(row), "o", color=own, alpha=0.8, markersize=5.5)
     if ticks:
         slanted = len(ticks) > 2
         axes.set_xticks(range(len(ticks)), [brief(text, 16) for text in ticks])

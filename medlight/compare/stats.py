@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 RESAMPLES = 9999
 LEVEL = 0.95
 MINIMUM_PAIRS = 6  # with 5 pairs no outcome of the two-sided signed-rank test is below 0.05
+MINIMUM_CASES = 6  # resamples of fewer cases hardly vary: their interval is far too narrow
 TOLERANCE = 1e-12  # differences below it are rounding, and count as none
 
 Floats = NDArray[np.float64]
@@ -24,7 +25,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` cases and its 95 % bootstrap interval (nan where one case gives none)."""
+    """A mean over ``n`` cases and its 95 % bootstrap interval (nan with fewer than six cases)."""
 
     mean: float
     low: float
@@ -43,16 +44,16 @@ class Paired:
 def estimate(values: Sequence[float] | Floats, seed: int = 0) -> Estimate:
     """Mean of the finite values with its bias-corrected accelerated bootstrap interval (Efron 1987).
 
-    Values that are not finite (a distance to an empty mask) are left out; ``n`` says how many stayed. Equal values
-    have an interval of no width; a single value has none (nan).
+    Values that are not finite (a distance to an empty mask) are left out; ``n`` says how many stayed. Fewer than six
+    have no interval (nan); equal values have one of no width.
     """
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     if finite.size == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
     mean = float(finite.mean())
-    if finite.size == 1:
-        return Estimate(mean, math.nan, math.nan, 1)
+    if finite.size < MINIMUM_CASES:
+        return Estimate(mean, math.nan, math.nan, int(finite.size))
     if np.ptp(finite) <= TOLERANCE:
         return Estimate(mean, mean, mean, int(finite.size))
     low, high = _interval(finite, seed)

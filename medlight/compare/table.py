@@ -72,7 +72,8 @@ def compare(selection: Selection, asked: str | None = None, seed: int = 0) -> Co
     UsageError
         The metric exists in no run.
     """
-    done = [record for record in selection.records if record.complete] or selection.records
+    measured = [record for record in selection.records if record.names()]
+    done = [record for record in selection.records if record.complete] or measured or selection.records
     tested = all(record.cases.get("test") for record in done)
     modes = {without_split(r.monitor): r.mode for r in done if r.monitor and r.mode}
     metric = choose(asked, [r.monitor for r in done if r.monitor], [r.names() for r in done], tested, modes)
@@ -94,6 +95,7 @@ def compare(selection: Selection, asked: str | None = None, seed: int = 0) -> Co
         tests=sum(row.p is not None for row in rows),
         listed=len(others),
         complete=done[0].complete,
+        fewest=min((e.n for row in rows for e in _estimates(row)), default=None),
     )
     return Comparison(metric, rows, common, said, selection.sweeps)
 
@@ -116,6 +118,10 @@ def rank_value(row: Row) -> float:
     if row.mean and row.mean.n:
         return row.mean.mean
     return row.score if row.score is not None else math.nan
+
+
+def _estimates(row: Row) -> list[Estimate]:
+    return [found for found in (row.mean, row.paired.difference if row.paired else None) if found and found.n]
 
 
 def _ranked(rows: list[Row], metric: Metric) -> list[Row]:

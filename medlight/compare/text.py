@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Any
 
+from medlight.compare.notes import NO_INTERVAL
 from medlight.compare.parameters import shown
 from medlight.compare.stats import Estimate
 from medlight.compare.table import Comparison, Row
@@ -26,12 +27,15 @@ def number(value: float | None) -> str:
 
 
 def interval(found: Estimate | None) -> str:
-    """``0.8812 [0.8701, 0.8903]`` of an estimate; a dash for none."""
+    """``0.8812 [0.8701, 0.8903]`` of an estimate; a dash for none, and for the interval where it has none."""
     if found is None or not found.n:
         return NONE
-    if not math.isfinite(found.low):
-        return number(found.mean)
-    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+    return f"{number(found.mean)} [{bounds(found)}]"
+
+
+def bounds(found: Estimate, between: str = ", ") -> str:
+    """The ends of an interval, or a dash where too few cases give none."""
+    return f"{number(found.low)}{between}{number(found.high)}" if math.isfinite(found.low) else NONE
 
 
 def p_value(row: Row) -> str:
@@ -65,9 +69,19 @@ def print_comparison(comparison: Comparison, stream: IO[str] | None = None) -> N
     free = out.options.update(max_width=_LARGE)
     candidates = [_wide(comparison, headline), _wide(comparison, [])]
     fitting = (table for table in candidates if Measurement.get(out, free, table).maximum <= out.width)
-    out.print(next(fitting, None) or _narrow(comparison))
+    _print(out, next(fitting, None) or _narrow(comparison))
     for note in comparison.notes:
         out.print(f"- {note}", markup=False)
+
+
+def _print(out: Console, table: Table) -> None:
+    """Print a table; where no terminal shows it, without the blanks that fill its lines."""
+    if out.is_terminal:
+        out.print(table)
+        return
+    with out.capture() as captured:
+        out.print(table)
+    out.file.writelines(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def _new_table(title: str, columns: Sequence[tuple[str, bool]]) -> Table:
@@ -130,11 +144,18 @@ def print_summary(name: str, splits: dict[str, list[dict[str, Any]]], stream: IO
     for split, lines in splits.items():
         table = _new_table(_escape(f"{name}: {split} cases"), columns)
         for line in lines:
-            low = f"[{number(line['low'])}, {number(line['high'])}]" if math.isfinite(line["low"]) else ""
-            cells = [line["metric"], f"{number(line['mean'])} {low}".strip(), str(line["n"])]
+            mean = Estimate(line["mean"], line["low"], line["high"], line["n"])
+            cells = [line["metric"], interval(mean), str(line["n"])]
             cells += [number(line[key]) for key in ("median", "min", "max")]
             table.add_row(*map(_escape, [*cells, line["worst_case"]]))
-        out.print(table)
+        _print(out, table)
+    if without_interval(splits):
+        out.print(f"- {NO_INTERVAL}", markup=False)
+
+
+def without_interval(splits: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether one of a run's metrics is over too few cases for an interval."""
+    return any(not math.isfinite(line["low"]) for lines in splits.values() for line in lines)
 
 
 def _escape(text: str) -> str:

@@ -44,6 +44,7 @@ def test_nothing_is_cut_where_there_is_no_terminal(recorded, capsys):
     recorded.run(name, curves=dice_curves(0.7), cases={"val": dice_cases(0.7)})
     assert main(["compare", "hippocampus-sweep", name]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert not [line for line in lines if line.endswith(" ")]
     (line,) = [line for line in lines if name in line]
     assert "complete" in line
     assert "0.7" in line

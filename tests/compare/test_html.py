@@ -7,6 +7,7 @@ import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
+from medlight.compare import plots
 from medlight.compare.html import page, summary_page
 from medlight.compare.plots import brief, labels
 from medlight.compare.records import Record, Selection
@@ -87,6 +88,32 @@ def test_a_sweep_page_has_its_three_plots_and_fetches_nothing():
         ET.fromstring(picture)
         assert "currentColor" in picture
         assert "#010203" not in picture
+
+
+def test_a_run_has_one_colour_in_all_plots():
+    runs = [record(f"run{i}", 0.8 + i / 100, network=n) for i, n in enumerate(["UNet", "DynUNet", "VNet"])]
+    found = comparison(*runs)
+    own = plots.colours(found)
+    assert len(set(own.values())) == 3
+    for picture in (plots.distribution(found), plots.curves(found), plots.parameters(found)):
+        assert all(colour in picture for colour in own.values())
+    many = comparison(*[record(f"run{i}", 0.8 + i / 100) for i in range(12)])
+    assert len(set(plots.colours(many).values())) == 2
+
+
+def test_curves_tell_dashed_only_where_something_is_and_mark_few_points():
+    whole, cut = record("a", 0.8), record("b", 0.7, state="pruned")
+    assert "dashed" not in plots.curves(comparison(whole, record("c", 0.6)))
+    assert "dashed" in plots.curves(comparison(whole, cut))
+    cut.curves["val/dice"][1:] = []  # a single point is seen too
+    few = plots.curves(comparison(whole, cut))
+    assert len(re.findall(r"<use ", few)) > len(re.findall(r"<use ", plots.curves(comparison(long("a"), long("b")))))
+
+
+def long(name: str) -> Record:
+    run = record(name, 0.8)
+    run.curves["val/dice"] = [(step, 0.5 + step / 1000) for step in range(100)]
+    return run
 
 
 def test_names_are_text_and_never_markup():

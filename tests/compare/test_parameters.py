@@ -17,8 +17,15 @@ def test_only_what_differs_without_class_path_boilerplate():
 
 
 def test_a_parameter_that_a_run_lacks():
-    first, second = differing([{"model.init_args.depth": "3"}, {}])
+    first, second = differing([{"model.init_args.depth": "3", "seed": "0"}, {"seed": "0"}])
     assert (first, second) == ({"depth": "3"}, {"depth": ABSENT})
+
+
+def test_a_run_without_parameters_makes_none_differ():
+    runs = [{"space.lr": "0.1", "data.batch": "2"}, {}, {"space.lr": "0.2", "data.batch": "2"}]
+    assert differing(runs) == [{"lr": "0.1"}, {}, {"lr": "0.2"}]
+    assert differing([{"lr": "0.1"}, {}]) == [{}, {}]
+    assert differing([{}, {}]) == [{}, {}]
 
 
 def test_names_that_end_alike_stay_apart():

@@ -58,7 +58,9 @@ def test_rounding_is_no_difference():
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(NUMBERS, min_size=2, max_size=30), st.sampled_from([0.25, 0.5, 4.0]), st.integers(1, 5))
+@given(
+    st.lists(NUMBERS, min_size=stats.MINIMUM_CASES, max_size=30), st.sampled_from([0.25, 0.5, 4.0]), st.integers(1, 5)
+)
 def test_interval_stays_within_the_values_and_scales_with_them(values, factor, seed):
     plain = stats.estimate(values, seed)
     scaled = stats.estimate(np.array(values) * factor, seed)
@@ -89,8 +91,18 @@ def test_interval_covers_the_truth_as_often_as_it_says():
 def test_values_that_are_not_finite_are_left_out():
     assert stats.estimate([1.0, math.nan, math.inf, 3.0]).n == 2
     assert stats.estimate([1.0, math.nan]).n == 1
-    assert math.isnan(stats.estimate([1.0]).low)
+    assert math.isnan(stats.estimate([1.0, 2.0, 3.0, 4.0, 5.0, math.nan]).low)
     assert stats.estimate([]).n == 0
+
+
+def test_fewer_than_six_cases_have_a_mean_and_no_interval():
+    five = stats.estimate([1, 2, 3, 4, 5])
+    assert (five.mean, five.n) == (3, 5)
+    assert math.isnan(five.low)
+    assert math.isnan(five.high)
+    assert math.isnan(stats.estimate([0.5] * 5).low)
+    assert stats.estimate([0.5] * 6) == stats.Estimate(0.5, 0.5, 0.5, 6)
+    assert math.isfinite(stats.estimate([1, 2, 3, 4, 5, 6]).low)
 
 
 def test_pairs_with_a_missing_side_are_left_out():

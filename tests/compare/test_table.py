@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
+from medlight.compare.notes import NO_INTERVAL
 from medlight.compare.records import Record, Selection, at_best, collect
 from medlight.compare.stats import holm
 from medlight.compare.summary import summary
 from medlight.compare.table import compare
+from medlight.compare.text import interval
 from medlight.errors import UsageError
 from tests.compare.recorded import Recorder, dice_cases, dice_curves, spec, sweep
 
@@ -112,6 +114,28 @@ def test_too_few_pairs_have_no_p_and_a_reason():
     assert found.rows[1].p is None
     assert found.rows[1].why == "5 pairs, 6 needed"
     assert found.rows[1].paired.difference.mean == pytest.approx(-0.1)
+
+
+def test_too_few_cases_have_no_interval_and_a_note():
+    found = compare(Selection([record("a", numbered([0.9] * 5)), record("b", numbered([0.8] * 5))], []))
+    assert interval(found.rows[0].mean) == "0.9000 [–]"
+    assert NO_INTERVAL in found.notes
+    enough = compare(Selection([record("a", numbered([0.9] * 6)), record("b", numbered([0.8] * 6))], []))
+    assert interval(enough.rows[0].mean) == "0.9000 [0.9000, 0.9000]"
+    assert NO_INTERVAL not in enough.notes
+
+
+def test_a_failed_run_without_anything_is_only_listed():
+    whole = [
+        record(n, numbered([v] * 7), params={"lr": lr, "seed": "0"}) for n, v, lr in (("a", 0.9, "1"), ("b", 0.8, "2"))
+    ]
+    found = compare(Selection([Record("x", "x", "failed", "out of memory"), *whole], []))
+    assert found.parameters == ["lr"]
+    assert [row.record.name for row in found.rows] == ["a", "b", "x"]
+    assert found.rows[2].params == {}
+    alone = compare(Selection([replace(whole[0], state="running"), Record("x", "x", "failed")], []))
+    assert alone.parameters == []
+    assert [row.record.name for row in alone.rows] == ["a", "x"]
 
 
 def test_lower_is_better_turns_the_order():
