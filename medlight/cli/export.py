@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlight.cli.predict import check_threads
 from medlight.errors import MedlightError, UsageError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     quiet()
     wanted = [target.strip() for target in args.to.split(",")]
     check_targets(wanted)
+    check_threads(args.threads)
     if args.cases < 1:
         raise UsageError(f"--cases {args.cases}: at least 1, or --unchecked")
     subject = _find(args.model)

@@ -44,12 +44,14 @@ def run(args: argparse.Namespace) -> int:
     from medlight.deploy.runtime.files import Journal, predict_item
 
     say = sys.stderr if args.json == "-" else sys.stdout
+    check_threads(args.threads)
     bundle = _bundle(args.model)
     items = _items(args)
+    folder = _folder(args.out, items[0].output)
     predictor = Predictor(bundle, args.threads)
     print(predictor.runtime, file=say)
-    folder = items[0].output.parent
-    folder.mkdir(parents=True, exist_ok=True)
+    if not bundle.checked:
+        print(f"unchecked: {bundle.root} tells of no comparison with the trained network", file=say)
     journal = Journal(folder)
     results: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
@@ -69,6 +71,29 @@ def run(args: argparse.Namespace) -> int:
     content = {"bundle": str(bundle.root), "runtime": predictor.runtime, "cases": results, "failed": failed}
     _write(args.json, content)
     return 1 if failed else 0
+
+
+def check_threads(count: int | None) -> None:
+    """Raise UsageError for a number of threads that can't be."""
+    if count is not None and count < 1:
+        raise UsageError(f"--threads {count}: at least 1; leave it out for one a CPU")
+
+
+def _folder(out: Path, output: Path) -> Path:
+    """Make the folder of the outputs and try it; UsageError where nothing can be written there."""
+    import tempfile
+
+    if output.is_dir():
+        raise UsageError(f"{output}: is a folder, and the label map would go there; mend: give another OUT")
+    if out != output and out.is_file():
+        raise UsageError(f"{out}: is a file; mend: name a folder to write to, or one .nii.gz for one scan")
+    folder = output.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UsageError(f"{out}: can't be written to ({error.strerror}); mend: give another OUT") from None
 
 
 def _bundle(text: str) -> Bundle:

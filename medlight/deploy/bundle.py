@@ -20,6 +20,7 @@ from medlight.prepare.case import Label
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "bundle.json"
+PARITY = "parity.json"  # figures of each case of the comparison with the trained network
 _AGAIN = "mend: export it again with medlight export"
 
 
@@ -102,6 +103,11 @@ class Bundle:
             Label(int(e["value"]), str(e["name"]), e.get("colour"), tuple(e["code"]) if e.get("code") else None)
             for e in self.data.get("labels", [])
         )
+
+    @property
+    def checked(self) -> bool:
+        """Whether it was compared with the trained network, and the figures are there."""
+        return bool(self.parity.get("checked")) and (self.root / PARITY).is_file()
 
     def model(self, runtime: str) -> Model:
         """Return the model for a runtime; UsageError says which there are."""

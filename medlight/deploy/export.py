@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from medlight.deploy import tensorrt
-from medlight.deploy.bundle import DESCRIPTION, Bundle, Model, sha256
+from medlight.deploy.bundle import DESCRIPTION, PARITY, Bundle, Model, sha256
 from medlight.deploy.onnx_export import export_onnx
 from medlight.deploy.parity import TOLERANCE, ParityError, compare, describe
 from medlight.deploy.runtime.predictor import Predictor
@@ -23,7 +23,6 @@ from medlight.prepare.case import Case
 
 Target = Literal["onnx", "tensorrt"]
 Progress = Callable[[int, int], None]
-PARITY = "parity.json"
 _PACKAGES = ("medlight", "torch", "monai", "onnx", "onnxscript", "onnxruntime", "numpy", "tensorrt", "tensorrt_rtx")
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from medlight.cli.main import main
 from medlight.deploy.export import export
 from medlight.scans import Volume, write_nifti
+from tests.compare.recorded import Recorder
 from tests.data import fake
 from tests.deploy.trained import Trained, classification, segmentation
 
@@ -164,6 +165,62 @@ def test_wrong_calls_are_refused(bundle: str, scans: Path, tmp_path: Path, capsy
     assert "no bundle here" in said
     assert "have the same name" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_takes_no_files_is_refused(
+    bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("thesis")
+    (tmp_path / "folder.nii.gz").mkdir()
+    for out, said in (
+        ("taken", "is a file; mend: name a folder"),
+        ("taken/deeper", "can't be written to (Not a directory)"),
+        ("taken/a.nii.gz", "can't be written to (File exists)"),
+        ("folder.nii.gz", "is a folder, and the label map would go there"),
+        ("/proc/out", "can't be written to"),
+    ):
+        assert run(bundle, scans / "images" / "case_00.nii.gz", tmp_path / out) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "thesis"
+
+
+def test_threads_below_one_are_refused(
+    bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["predict", bundle, str(scans / "images"), str(tmp_path / "out"), "--threads"]
+    for count in ("-4", "0"):
+        assert main([*words, count]) == 2
+        assert f"--threads {count}: at least 1" in capsys.readouterr().err
+
+
+def test_a_bundle_without_a_comparison_says_so_and_is_run(
+    trained: Trained, bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scan = scans / "images" / "case_00.nii.gz"
+    assert run(bundle, scan, tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert "with 1 thread (" in said
+    assert "\nunchecked: " in said
+    checked = export(trained.checkpoint, tmp_path / "checked", cases=trained.cases[:1], threads=1).root
+    assert run(checked, scan, tmp_path / "out") == 0
+    assert "unchecked" not in capsys.readouterr().out
+    (checked / "parity.json").unlink()
+    assert run(checked, scan, tmp_path / "out") == 0
+    assert "\nunchecked: " in capsys.readouterr().out
+
+
+def test_an_unknown_run_is_told_the_nearest(
+    bundle: str, scans: Path, workdir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("hippocampus-unte", scans / "images", "out") == 2
+    assert "no runs here yet" in capsys.readouterr().err
+    assert not (workdir / "mlruns").exists()
+    Recorder(workdir).run("hippocampus-unet")
+    assert run("hippocampus-unte", scans / "images", "out") == 2
+    assert "no such bundle folder, and no run 'hippocampus-unte'" in (error := capsys.readouterr().err)
+    assert "did you mean 'hippocampus-unet'" in error
 
 
 def test_an_altered_bundle_is_refused(bundle: str, scans: Path, tmp_path: Path) -> None:
