@@ -5,7 +5,7 @@ from medlight.prepare.manifest import Manifest
 from medlight.prepare.normalise import Normaliser, Percentile, Scaling, Window, ZScore, normaliser_from, statistics
 from medlight.prepare.paths import data_path
 from medlight.prepare.preparation import Preparation, PreparedArrays
-from medlight.prepare.prepared import PreparedCase
+from medlight.prepare.prepared import PreparedCase, cases_with
 from medlight.prepare.resample import restore, to_grid, to_spacing
 from medlight.prepare.sources import CaseSource, Decathlon, ImageFolders, MedMNIST
 from medlight.prepare.splits import GivenSplit, KFold, RandomSplit, Split, SplitFile, Splitter
@@ -39,6 +39,7 @@ __all__ = [
     "Store",
     "Window",
     "ZScore",
+    "cases_with",
     "data_path",
     "normaliser_from",
     "restore",

@@ -7,6 +7,8 @@ import math
 import mmap
 import os
 import struct
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -92,6 +94,12 @@ class PreparedCase:
         kind, shape, start = self.places[name]
         flat = np.frombuffer(_mapped(self.path), _DTYPES[kind], math.prod(shape), start)
         return flat.reshape(shape)
+
+
+def cases_with(cases: Iterable[PreparedCase]) -> dict[int, int]:
+    """In how many cases each label value has voxels, as prepared; under 0, how many label maps are all background."""
+    present = [[value for value, count in case.counts.items() if count] or [0] for case in cases if case.has_label]
+    return dict(sorted(Counter(value for values in present for value in values).items()))
 
 
 @lru_cache(maxsize=256)

@@ -17,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from medlight.errors import CaseError, MedlightError
-from medlight.prepare import Case, ImageFolders, Label, MedMNIST, Preparation, Store
+from medlight.prepare import Case, ImageFolders, Label, MedMNIST, Preparation, Store, cases_with
 from medlight.prepare import store as store_module
 from medlight.prepare.prepared import open_prepared
 from medlight.scans import Volume, write_nifti
@@ -205,6 +205,19 @@ def test_labels_are_found_where_none_are_named(root, store):
     assert not done.cases[0].has_label
     with pytest.raises(MedlightError, match="has no label"):
         done.cases[0].label()
+
+
+def test_cases_are_counted_by_what_their_label_maps_hold(tmp_path, store):
+    for number, values in enumerate([(1, 2), (1,), (1, 77), ()]):
+        label = np.zeros((1, 8, 8, 8), np.uint8)
+        for place, value in enumerate(values):
+            label[0, 2 * place] = value
+        write_nifti(Volume(np.ones((1, 8, 8, 8), np.float32), np.eye(4)), tmp_path / f"images/{number}.nii.gz")
+        write_nifti(Volume(label, np.eye(4)), tmp_path / f"labels/{number}.nii.gz")
+    listed = ImageFolders(str(tmp_path / "images"), str(tmp_path / "labels")).cases()
+    bare = [Case("bare", {"image": tmp_path / "images/0.nii.gz"})]
+    prepared = store.prepare(listed, Preparation()).cases + store.prepare(bare, Preparation()).cases
+    assert cases_with(prepared) == {0: 1, 1: 3, 2: 1, 77: 1}
 
 
 def test_two_cases_with_one_id_and_absent_files(root, store):
