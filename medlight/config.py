@@ -23,8 +23,20 @@ Config = dict[str, Any]
 SCHEDULE = ("interval", "monitor", "warmup")  # how often a schedule steps, what it watches, how long it warms up
 
 
+class _TwiceError(yaml.YAMLError):
+    """A key that stands twice in one mapping, where YAML would keep the last and say nothing."""
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads ``1e-3`` as a string; people mean a number."""
+    """YAML 1.1 reads ``1e-3`` as a string; people mean a number. A key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                raise _TwiceError(f"line {line}: {key.value!r} stands in line {lines[key.value]} too; remove one")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -43,13 +55,22 @@ def parse_value(text: str) -> Any:
 def load_yaml(path: str | Path) -> Config:
     """Read one YAML mapping; a missing or broken file is a UsageError that names it."""
     file = Path(path)
+    if file.is_dir():
+        inside = sorted(str(p) for p in file.glob("*.y*ml"))
+        raise UsageError(f"{file}: is a folder; name a file" + (f", as {inside[0]}" if inside else ""))
     if not file.is_file():
         near = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else [])
         raise UsageError(f"{file}: no such file{near}")
     try:
-        loaded = parse_value(file.read_text())
+        loaded = parse_value(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: not UTF-8 text; save it as UTF-8") from None
+    except _TwiceError as error:
+        raise UsageError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    if loaded is None:
+        raise UsageError(f"{file}: is empty; write keys and values, as study: NAME")
     if not isinstance(loaded, dict):
         raise UsageError(f"{file}: expected keys and values at the top, found {type(loaded).__name__}")
     return dict(_beside(loaded, file.parent))

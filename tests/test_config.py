@@ -85,14 +85,6 @@ def test_paths_that_begin_with_a_dot_lie_beside_the_file(tmp_path: Path, monkeyp
     assert config.load_yaml("study/fit.yaml")["split"]["path"] == "study/split.json"
 
 
-@pytest.mark.parametrize(("text", "said"), [("[1, 2]", "keys and values"), ("a: [", "not valid YAML")])
-def test_a_broken_file_is_named(tmp_path: Path, text: str, said: str) -> None:
-    file = tmp_path / "fit.yaml"
-    file.write_text(text)
-    with pytest.raises(UsageError, match=said):
-        config.load_yaml(file)
-
-
 def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "fit.yaml").write_text("a: 1")
     with pytest.raises(UsageError, match=r"did you mean 'fit.yaml'"):
@@ -120,3 +112,27 @@ def test_paths_count_into_lists() -> None:
 def test_a_path_into_nothing_is_refused(path: str) -> None:
     with pytest.raises(UsageError, match="there is no"):
         config.set_path({"model": {"channels": 3}, "callbacks": [UNET]}, path, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"study: h\xe4\n", "not UTF-8 text"),
+        (b"# nothing\n", "is empty"),
+        (b"study: a\nmodel:\n  x: 1\n  x: 2\n", "line 4: 'x' stands in line 3 too"),
+        (b"- a\n", "expected keys and values"),
+        (b"a: [1\n", "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "fit.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        config.load_yaml(file)
+    assert str(caught.value).startswith(f"{file}: {said}")
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "fit.yaml").write_text("study: a\n")
+    with pytest.raises(UsageError, match=r"is a folder; name a file, as .*fit\.yaml"):
+        config.load_yaml(tmp_path)
