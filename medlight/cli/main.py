@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -37,8 +39,35 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, with exit code 2."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        message += self._nearest(message)
         print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def _nearest(self, message: str) -> str:
+        """What was meant by a word that is none of the choices."""
+        from medlight.config import nearest
+
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        return nearest(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""
+
+
+def options(parser: argparse.ArgumentParser) -> set[str]:
+    """The flags of a parser and of its actions."""
+    flags = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            flags |= set().union(*map(options, action.choices.values()))
+    return flags
+
+
+def misspelled(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str | None:
+    """What is wrong with a flag that is nearly one of the parser's, before it is taken for a key of a configuration."""
+    known = options(parser)
+    for name in (text.split("=")[0] for text in arguments if text.startswith("--")):
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        if close and name not in known and "." not in name:
+            return f"{name}: no such option (did you mean {close[0]!r}?); see {parser.prog} --help"
+    return None
 
 
 def root_parser() -> argparse.ArgumentParser:
@@ -90,6 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     parser, module = command_parser(chosen.command)
     parser.set_defaults(command=chosen.command, debug=chosen.debug)
+    wrong = misspelled(parser, arguments[split + 1 :])
+    if wrong:
+        print(f"{parser.prog}: {wrong}", file=sys.stderr)
+        return 2
     args, overrides = parser.parse_known_args(arguments[split + 1 :])
     if overrides and not getattr(module, "TAKES_OVERRIDES", False):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")

@@ -42,7 +42,28 @@ def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]
 
 
 def test_an_unknown_argument_is_a_wrong_call(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["compare", "x", "--htlm", "y"])
-    assert end.value.code == 2
+    assert main(["compare", "x", "--htlm", "y"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        (["fit", "-c", "fit.yaml", "--resumee"], "--resume"),
+        (["fit", "-c", "fit.yaml", "--on-bad-cas=skip"], "--on-bad-case"),
+        (["sweep", "statu"], "status"),
+        (["sweep", "-c", "sweep.yaml", "--trial", "3"], "--trials"),
+        (["data", "prepar"], "prepare"),
+        (["data", "prepare", "-c", "fit.yaml", "--worker", "1"], "--workers"),
+        (["compare", "x", "--htm", "y"], "--html"),
+    ],
+)
+def test_a_misspelled_flag_names_the_nearest(call: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code: object = main(call)
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    said = capsys.readouterr().err
+    assert f"did you mean '{meant}'" in said
+    assert len(said.splitlines()) == 1
