@@ -128,7 +128,13 @@ class Task(L.LightningModule):
 
     def build_network(self) -> nn.Module:
         """Return a new network from its spec and the data's signature."""
-        return networks.build(self.hparams["network"] or self.default_network, self.data, len(self.outputs))
+        spec = self.hparams["network"] or self.default_network
+        try:
+            return networks.build(spec, self.data, len(self.outputs))
+        except UsageError as error:
+            raise UsageError(f"model.network: {str(error).removeprefix('network ')}") from error
+        except Exception as error:
+            raise UsageError(f"model.network: {spec['class_path']}: {' '.join(str(error).split())}") from error
 
     def configure_losses(self) -> nn.Module:
         """Return the loss: logits (B, L, ...) and target to one number."""
@@ -173,6 +179,17 @@ class Task(L.LightningModule):
             return optimizer
         entry = optimisation.build_scheduler(spec, optimizer, self.trainer, self.monitor, self.mode)
         return {"optimizer": optimizer, "lr_scheduler": entry}
+
+    def check_optimizers(self, endless: bool = False) -> None:
+        """Build optimiser and schedule once and drop them; UsageError where they refuse what is written.
+
+        endless: whether the fit has no last step.
+        """
+        # A strategy that shards the parameters builds the network later.
+        trained = [p for p in self.parameters() if p.requires_grad] or [nn.Parameter(torch.zeros(2, 2))]
+        optimisation.rehearse(
+            self.hparams["optimizer"] or optimisation.ADAMW, self.hparams["scheduler"], trained, endless
+        )
 
     # Running.
 

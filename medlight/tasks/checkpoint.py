@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,24 @@ from medlight.errors import MedlightError, UsageError
 from medlight.tasks.base import Task
 
 
+def read(file: Path) -> dict[str, Any]:
+    """Return what a checkpoint file holds, no code in it run.
+
+    Raises: UsageError where there is no such file, MedlightError where it is no checkpoint.
+    """
+    if not file.is_file():
+        raise UsageError(f"{file}: no such checkpoint")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # bytes of any kind make the reader fail in any way
+        raise MedlightError(
+            f"{file}: not a checkpoint, or a damaged one; give a .ckpt that `medlight fit` wrote"
+        ) from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise MedlightError(f"{file}: not a checkpoint of a medlight task; train one with `medlight fit`")
+    return content
+
+
 def load(checkpoint: str | Path) -> Task:
     """Return the task of a checkpoint on the CPU, in evaluation mode, with its averaged weights where it has any.
 
@@ -21,14 +38,9 @@ def load(checkpoint: str | Path) -> Task:
     it is no checkpoint of a task.
     """
     file = Path(checkpoint)
-    if not file.is_file():
-        raise UsageError(f"{file}: no such checkpoint")
-    try:
-        content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise MedlightError(f"{file}: not a readable checkpoint: {' '.join(str(error).split())[:200]}") from error
-    hparams = dict(content.get("hyper_parameters") or {}) if isinstance(content, dict) else {}
-    known = (content.get("medlight") or {}) if isinstance(content, dict) else {}
+    content = read(file)
+    hparams = dict(content.get("hyper_parameters") or {})
+    known = content.get("medlight") or {}
     class_path = known.get("class_path") or hparams.get("_class_path")
     if not class_path:
         raise MedlightError(f"{file}: not a checkpoint of a medlight task; train one with `medlight fit`")

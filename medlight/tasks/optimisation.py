@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -66,6 +68,41 @@ def build_scheduler(
         rise = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
         scheduler = SequentialLR(optimizer, [rise, scheduler], milestones=[warmup])
     return {"scheduler": scheduler, "interval": interval, "frequency": 1}
+
+
+def rehearse(
+    optimizer: Mapping[str, Any], scheduler: Mapping[str, Any] | None, parameters: list[nn.Parameter], endless: bool
+) -> None:
+    """Build both as a fit of a thousand steps would, or of no end; UsageError that begins with the key to blame."""
+    for name, value in config.flatten(optimizer.get("init_args") or {}).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"model.optimizer.{name}: {value} is no finite number")
+    built = _blamed("model.optimizer", build_optimizer, optimizer, parameters)
+    if scheduler is None:
+        return
+    length = math.inf if endless else 1000
+    trainer: Any = SimpleNamespace(
+        estimated_stepping_batches=length, num_training_batches=10, accumulate_grad_batches=1, check_val_every_n_epoch=1
+    )
+    _blamed("model.scheduler", _two_steps, scheduler, built, trainer)
+
+
+def _two_steps(spec: Mapping[str, Any], optimizer: Optimizer, trainer: Any) -> None:
+    """Build a schedule and step it: some look at their arguments only then."""
+    scheduler = build_scheduler(spec, optimizer, trainer, "val/loss", "min")["scheduler"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the optimiser has not stepped
+        for _ in range(2):
+            scheduler.step(*([0.0] if isinstance(scheduler, ReduceLROnPlateau) else []))
+
+
+def _blamed(key: str, build: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return build(*arguments)
+    except UsageError as error:
+        raise error if str(error).startswith("trainer") else UsageError(f"{key}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"{key}: {arguments[0]['class_path']}: {' '.join(str(error).split())}") from error
 
 
 def fit_length(trainer: L.Trainer, interval: str) -> int:

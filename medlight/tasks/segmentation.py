@@ -9,6 +9,7 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor
 
+from medlight.errors import UsageError
 from medlight.networks import spatial_size
 from medlight.tasks.base import Batch, Signature, Spec, Task, labelled
 from medlight.tasks.deployable import activate
@@ -53,6 +54,10 @@ class SegmentationTask(Task):
         window_batch: int = 4,
     ) -> None:
         super().__init__(network, loss, optimizer, scheduler, data, channels_last)
+        if not 0 <= overlap < 1:
+            raise UsageError(f"model.overlap: {overlap} is no share; write a number from 0 to below 1")
+        if window_batch < 1:
+            raise UsageError(f"model.window_batch: {window_batch} is too small; write a whole number of at least 1")
 
     @property
     def outputs(self) -> list[str]:
