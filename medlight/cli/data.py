@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
+import copy
 import sys
 from pathlib import Path
 from typing import Any
 
+from medlight.cli.output import ready, write_json
 from medlight.config import parse_overrides
 from medlight.errors import UsageError
 
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
     overrides = parse_overrides(args.overrides)
+    ready(args.json)
     if args.action == "prepare":
         return _prepare(args, overrides)
     if overrides:
@@ -85,7 +87,7 @@ def _prepare(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:
     found = summary(module)
     if args.json != "-":
         _print(found)
-    _write(args.json, found)
+    write_json(args.json, found)
     return 0
 
 
@@ -95,7 +97,7 @@ def _data_module(config: dict[str, Any]) -> Any:
     from jsonargparse import ArgumentParser
 
     from medlight.config import check_spec, is_spec
-    from medlight.launch.resolve import one_line
+    from medlight.launch.blame import explain
 
     if not is_spec(config.get("data")):
         raise UsageError("data: missing; write data: {class_path: medlight.data.ScanDataModule, init_args: {...}}")
@@ -103,12 +105,13 @@ def _data_module(config: dict[str, Any]) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
     try:
-        parsed = parser.parse_object({"data": config["data"]})
+        parsed = parser.parse_object(copy.deepcopy({"data": config["data"]}))
+        return parser.instantiate_classes(parsed).data
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(one_line(str(error))) from None
-    return parser.instantiate_classes(parsed).data
+        said = explain({"data": config["data"]}, {"data": L.LightningDataModule}, error)
+        raise UsageError(said) from None
 
 
 def summary(module: Any) -> dict[str, Any]:
@@ -163,13 +166,5 @@ def _download(args: argparse.Namespace) -> int:
     place = fetch(dataset, args.out or default_folder(), args.source, progress=sys.stderr.isatty())
     if args.json != "-":
         print(place)
-    _write(args.json, {"name": dataset.name, "path": str(place), "md5": dataset.md5})
+    write_json(args.json, {"name": dataset.name, "path": str(place), "md5": dataset.md5})
     return 0
-
-
-def _write(target: str | None, found: dict[str, Any]) -> None:
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    if target == "-":
-        print(text)
-    elif target:
-        Path(target).write_text(text + "\n")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
+from medlight.cli.output import ready, write_json
 from medlight.errors import UsageError
 
 TAKES_OVERRIDES = True
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from medlight.launch.fit import quiet
 
     quiet()
+    ready(args.json)
     overrides = parse_overrides(args.overrides)
     return _fit(args, overrides) if args.command == "fit" else _evaluate(args, overrides)
 
@@ -55,10 +56,12 @@ def _fit(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:
         overrides = [*overrides, ("data.on_bad_case", args.on_bad_case)]
     result = fit(read(args.config, overrides), Launch(resume=args.resume))
     print(f"run {result.run_id}: {result.state}")
-    _show(result.metrics)
+    if result.metrics:
+        print("best epoch:")
+        _show(result.metrics)
     if result.best_checkpoint:
         print(f"best checkpoint: {result.best_checkpoint}")
-    _write(args.json, {"run_id": result.run_id, "state": result.state, "metrics": result.metrics})
+    write_json(args.json, {"run_id": result.run_id, "state": result.state, "metrics": result.metrics})
     return 0
 
 
@@ -79,19 +82,11 @@ def _evaluate(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int
         args.config = args.config or [str(store.artifact(run_id, "config.yaml"))]
     figures = evaluate(read(args.config, overrides), checkpoint, args.command, run_id)
     _show(figures)
-    _write(args.json, {"run_id": run_id, "metrics": figures})
+    write_json(args.json, {"run_id": run_id, "metrics": figures})
     return 0
 
 
 def _show(metrics: dict[str, float]) -> None:
     width = max(map(len, metrics), default=0)
     for name in sorted(metrics):
-        print(f"  {name:<{width}}  {metrics[name]:.4f}")
-
-
-def _write(target: str | None, figures: dict[str, Any]) -> None:
-    text = json.dumps(figures, indent=1)
-    if target == "-":
-        print(text)
-    elif target:
-        Path(target).write_text(text + "\n")
+        print(f"  {name:<{width}}  {metrics[name]:.4f}{' mm' if 'hd95' in name.split('/') else ''}")

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from medlight.callbacks import CaseTable, Checkpoint, Pruning, RunRecord, StepSeed, Throughput, ValidationImages
 from medlight.config import Config, nearest
 from medlight.errors import MedlightError, UsageError
 from medlight.launch import settle
+from medlight.launch.blame import bad_argument
 from medlight.launch.precision import Choice
 from medlight.launch.resolve import parse, plain
+from medlight.tasks import checkpoint as checkpoints
 from medlight.tracking import store
 from medlight.tracking.logger import MLflowLogger, is_rank_zero
 from medlight.tracking.manifest import config_digest
@@ -66,11 +69,12 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
     previous = _resumed(study, name, digest) if launch.resume else None
     task, data, trainer_args = _build(cli)
     _check_metrics(task, trainer_args)
+    _check_validation(task, data)
     choice = settle.settle(resolved, task, data, previous.data.tags if previous else None)
     _build_network(task, resolved)
+    _check_optimizers(task, resolved["trainer"])
     tags = {**launch.tags, "medlight.config_digest": digest, **settle.tags(choice)}
     run_id = previous.info.run_id if previous else os.environ.get("MEDLIGHT_RUN_ID")
-    logger = MLflowLogger(study, name, kind=launch.kind, parent=launch.parent, tags=tags, run_id=run_id)
     pruning = Pruning(launch.report)
     checkpoint = Checkpoint(monitor=task.monitor, mode=task.mode)
     callbacks: list[L.Callback] = [
@@ -82,11 +86,18 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         pruning,
         checkpoint,
     ]
-    trainer = _trainer(trainer_args, logger, callbacks, choice)
+    trainer = _trainer(trainer_args, callbacks, choice)
+    _check_ranks(trainer, data)
+    logger = MLflowLogger(study, name, kind=launch.kind, parent=launch.parent, tags=tags, run_id=run_id)
+    trainer.loggers = [logger, *trainer.loggers]
     with _shared_with_ranks(logger.run_id, choice):
         start = _last_checkpoint(logger) if previous else None
         L.seed_everything(resolved["seed_everything"], workers=True, verbose=False)
-        trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True if start else None)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True if start else None)
+        except SystemExit:  # Lightning's end of a fit after Ctrl-C or SIGTERM
+            _raise_if_terminated(trainer)
+            raise MedlightError("interrupted; the same command with --resume goes on") from None
     _raise_if_terminated(trainer)
     state = "pruned" if pruning.pruned else "complete"
     if pruning.pruned:
@@ -109,7 +120,9 @@ def evaluate(config: Config, checkpoint: Path, stage: str, run_id: str | None = 
     """Measure a checkpoint on the ``validate`` or ``test`` cases; with a run, test figures are added to it."""
     cli = parse(config)
     resolved = dict(plain(cli.config))
+    checkpoints.read(checkpoint)
     task, data, trainer_args = _build(cli)
+    _check_cases(data, "val" if stage == "validate" else "test")
     choice = settle.settle({**resolved, "precision": "32-true", "channels_last": False}, task, data)
     callbacks: list[L.Callback] = [StepSeed(resolved["seed_everything"])]
     logger: MLflowLogger | None = None
@@ -117,7 +130,8 @@ def evaluate(config: Config, checkpoint: Path, stage: str, run_id: str | None = 
         logger = MLflowLogger(resolved["study"] or "medlight", resolved["name"] or "test", run_id=run_id)
         callbacks.append(CaseTable())
     trainer_args["callbacks"] = []
-    trainer = _trainer(trainer_args, logger, callbacks, choice)
+    trainer = _trainer(trainer_args, callbacks, choice)
+    trainer.loggers = [logger] if logger else []
     run = trainer.validate if stage == "validate" else trainer.test
     figures = run(task, datamodule=data, ckpt_path=str(checkpoint), verbose=False, weights_only=True)
     return dict(figures[0]) if figures else {}
@@ -138,6 +152,7 @@ def _build(cli: Any) -> tuple[Any, Any, dict[str, Any]]:
     task, data, trainer_args = cli.build()
     data.prepare_data()
     data.setup("fit")
+    _say_left_out(data)
     if hasattr(task, "take_data"):
         task.take_data(data.signature())
     return task, data, trainer_args
@@ -170,22 +185,71 @@ def _check_metrics(task: Any, trainer_args: dict[str, Any]) -> None:
             raise UsageError(f"{key}: {type(task).__name__} does not log {metric!r}{nearest(metric, names)}")
 
 
-def _trainer(args: dict[str, Any], logger: Any, callbacks: list[L.Callback], choice: Choice) -> L.Trainer:
+def _check_optimizers(task: Any, trainer: Config) -> None:
+    """Refuse an optimiser or a schedule that can't be built; of a wrong type, name the argument."""
+    if not hasattr(task, "check_optimizers"):
+        return
+    no_steps = trainer["max_steps"] == -1 and (trainer["max_epochs"] == -1 or _only_timed(trainer))
+    try:
+        task.check_optimizers(endless=no_steps)
+    except UsageError as error:
+        for name in ("optimizer", "scheduler"):
+            spec = task.hparams.get(name)
+            said = bad_argument(spec, f"model.{name}") if spec else None
+            if said:
+                raise UsageError(said) from error
+        raise
+
+
+def _only_timed(trainer: Config) -> bool:
+    return trainer["max_epochs"] is None and trainer["max_time"] is not None
+
+
+def _check_validation(task: Any, data: Any) -> None:
+    """Refuse a fit whose best epoch can't be told."""
+    monitor = str(getattr(task, "monitor", ""))
+    if monitor.startswith("val/"):
+        _check_cases(data, "val", f", by which the best epoch is chosen ({monitor})")
+
+
+def _check_cases(data: Any, part: str, why: str = "") -> None:
+    name = "validation" if part == "val" else part
+    if not getattr(data, "prepared", {part: True}).get(part):
+        raise UsageError(f"data.split: no {name} cases{why}; give the split some, e.g. data.split.{part}=0.2")
+
+
+def _check_ranks(trainer: L.Trainer, data: Any) -> None:
+    """Refuse ranks that would have nothing to validate."""
+    count, ranks = len(getattr(data, "prepared", {}).get("val") or []), trainer.world_size
+    if 0 < count < ranks:
+        raise UsageError(f"trainer.devices: {ranks} ranks, but {count} validation cases; take at most {count}")
+
+
+def _say_left_out(data: Any) -> None:
+    """Name the cases that were skipped, where people look."""
+    for bad in getattr(data, "bad", []) if is_rank_zero() else []:
+        print(f"left out  {bad.reason}", file=sys.stderr)
+
+
+def _trainer(args: dict[str, Any], callbacks: list[L.Callback], choice: Choice) -> L.Trainer:
+    """Build the Trainer with the configuration's own loggers; ours joins once nothing can be refused any more."""
     own = args.get("logger") or []
     extra = own if isinstance(own, list) else [own] if own is not True else []
     bar = args["enable_progress_bar"]
-    return L.Trainer(
-        **{
-            **args,
-            "precision": choice.precision,
-            "logger": [logger, *extra] if logger else False,
-            "callbacks": [*(args.get("callbacks") or []), *callbacks],
-            "use_distributed_sampler": False,
-            "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
-            "enable_progress_bar": sys.stderr.isatty() if bar is None else bar,
-            "enable_model_summary": bool(args["enable_model_summary"]),
-        }
-    )
+    arguments = {
+        **args,
+        "precision": choice.precision,
+        "logger": extra or False,
+        "callbacks": [*(args.get("callbacks") or []), *callbacks],
+        "use_distributed_sampler": False,
+        "enable_checkpointing": any(isinstance(c, Checkpoint) for c in callbacks),
+        "enable_progress_bar": sys.stderr.isatty() if bar is None else bar,
+        "enable_model_summary": bool(args["enable_model_summary"]),
+    }
+    try:
+        return L.Trainer(**arguments)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def _resumed(study: str, name: str, digest: str) -> Any:

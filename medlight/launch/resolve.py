@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import os
-import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from medlight.config import Config, arguments, check_inside, is_spec, load_yaml, merge, nearest, set_path
-from medlight.errors import UsageError
+from medlight.errors import CaseError, UsageError
+from medlight.launch.blame import bad_value, explain, hints_of
 
 TOP_LEVEL = ("study", "name", "seed_everything", "precision", "channels_last", "model", "data", "trainer")
 DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 10}
 NETWORK_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+TOP_HINTS = {
+    "study": str | None,
+    "name": str | None,
+    "seed_everything": int,
+    "precision": Literal["auto", "32-true", "bf16-mixed", "16-mixed"],
+    "channels_last": Literal["auto", True, False],
+}
 
 
 class ConfigCLI(LightningCLI):
     """LightningCLI over a dictionary; classes are built only by :meth:`build`."""
 
     def __init__(self, config: Config) -> None:
+        self.written = copy.deepcopy(config)  # parsing changes what it is given
         super().__init__(
             L.LightningModule,
             L.LightningDataModule,
@@ -34,7 +43,7 @@ class ConfigCLI(LightningCLI):
             parser_kwargs={"exit_on_error": False},
             auto_configure_optimizers=False,
             run=False,
-            args=config,
+            args=copy.deepcopy(config),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -57,8 +66,16 @@ class ConfigCLI(LightningCLI):
         """Nothing is built while a configuration is read."""
 
     def build(self) -> tuple[L.LightningModule, L.LightningDataModule, dict[str, Any]]:
-        """Build the task and the data module; returns them with the Trainer's arguments (callbacks built)."""
-        self.config_init = self.parser.instantiate_classes(self.config)
+        """Build the task and the data module; returns them with the Trainer's arguments (callbacks built).
+
+        Raises: UsageError, one line that names the class that refuses its arguments.
+        """
+        try:
+            self.config_init = self.parser.instantiate_classes(self.config)
+        except (UsageError, CaseError):
+            raise
+        except Exception as error:
+            raise _refused(self.written, error) from (error if os.environ.get("MEDLIGHT_DEBUG") else None)
         trainer = dict(self.config_init["trainer"])
         return self.config_init["model"], self.config_init["data"], trainer
 
@@ -95,17 +112,31 @@ def check(config: Config) -> None:
     for key in ("model", "data"):
         if not is_spec(config.get(key)):
             raise UsageError(f"{key}: missing; write {key}: {{class_path: ..., init_args: {{...}}}}")
-    trainer = config.get("trainer") or {}
+    said = bad_value({key: config[key] for key in TOP_HINTS if key in config}, TOP_HINTS)
+    if said:
+        raise UsageError(said)
+    if config.get("seed_everything", 0) < 0:
+        raise UsageError(f"seed_everything: {config['seed_everything']} is too small; write a whole number from 0 on")
+    _check_trainer(config.get("trainer") or {})
+    check_inside(config, "config")
+
+
+def _check_trainer(trainer: Config) -> None:
+    if not isinstance(trainer, dict):
+        raise UsageError(f"trainer: expected keys and values, as max_epochs: 10, found {trainer!r}")
     names, _ = arguments(L.Trainer)
     for key in trainer:
         if key not in names:
             raise UsageError(f"trainer.{key}: Trainer has no argument {key!r}{nearest(key, names)}")
-    if config.get("precision", "auto") not in NETWORK_PRECISIONS:
-        valid = ", ".join(NETWORK_PRECISIONS)
-        raise UsageError(f"precision: {config['precision']!r} is none of {valid}")
     if trainer.get("precision") is not None:
         raise UsageError("trainer.precision: write it at the top of the file, as precision: (auto, 32-true, ...)")
-    check_inside(config, "config")
+    hints = hints_of(L.Trainer.__init__)
+    said = bad_value({key: value for key, value in trainer.items() if key != "callbacks" and value}, hints, "trainer.")
+    if said:
+        raise UsageError(said)
+    epochs = trainer.get("max_epochs")
+    if epochs is not None and (epochs == 0 or epochs < -1):
+        raise UsageError(f"trainer.max_epochs: {epochs} trains nothing; write a whole number of at least 1")
 
 
 def parse(config: Config) -> ConfigCLI:
@@ -122,18 +153,17 @@ def parse(config: Config) -> ConfigCLI:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(one_line(str(error))) from (error if os.environ.get("MEDLIGHT_DEBUG") else None)
+        raise _refused(config, error) from (error if os.environ.get("MEDLIGHT_DEBUG") else None)
 
 
-def one_line(text: str) -> str:
-    """Cut jsonargparse's report of a bad value down to the key and the cause."""
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip()]
-    key = re.search(r'(?:key|Parser key|attribute) "([\w.\[\]]+)"', text)
-    cause = next((line for line in lines if re.search(r"[Ee]xpected|not |[Ii]nvalid|required|does not", line)), "")
-    given = next((line for line in lines if line.startswith("Given value:")), "")
-    if key and cause:
-        return f"{key.group(1)}: {cause.split(': ', 1)[-1] if cause.startswith('Parser') else cause}. {given}".strip()
-    return " ".join(lines[:3])
+def _refused(config: Config, error: Exception) -> UsageError:
+    """What jsonargparse could not read or build, in one line."""
+    sections: Config = {name: config[name] for name in ("data", "model")}
+    callbacks = (config.get("trainer") or {}).get("callbacks")
+    if callbacks:
+        sections["trainer.callbacks"] = callbacks
+    hints = {"data": L.LightningDataModule, "model": L.LightningModule, "trainer.callbacks": list[L.Callback]}
+    return UsageError(explain(sections, hints, error))
 
 
 def plain(value: Any) -> Any:

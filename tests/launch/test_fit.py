@@ -32,11 +32,18 @@ def finished(process: subprocess.Popen[str]) -> str:
     return output
 
 
+def unfinished(folder: Path) -> bool:
+    """Whether the folder's one run was cut; a signal may also arrive just after its end."""
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    (run,) = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return run.info.status != "FINISHED"
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one fit that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    study.write(folder, study.config())
+    study.write(folder, study.config(max_epochs=6))
     finished(medlight(folder, "fit", "-c", "fit.yaml", "--json", "out.json"))
     return folder
 
@@ -75,7 +82,7 @@ def test_the_best_checkpoint_measures_again_what_the_run_says(
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_at_a_random_step_it_goes_on_as_if_nothing_had_been(whole: Path, tmp_path: Path, how: int) -> None:
-    slow = study.config()
+    slow = study.config(max_epochs=6)
     slow["data"]["init_args"]["workers"] = 1
     study.write(tmp_path, slow)
     process = medlight(tmp_path, "fit", "-c", "fit.yaml")
@@ -86,11 +93,11 @@ def test_killed_at_a_random_step_it_goes_on_as_if_nothing_had_been(whole: Path, 
         assert time.monotonic() < end
         time.sleep(0.02)
     time.sleep(random.random() * 0.5)
-    ended_before = process.poll() is not None
     process.send_signal(how)
     process.communicate(timeout=60)
-    if not ended_before and process.returncode != 0:
+    if unfinished(tmp_path):
         finished(medlight(tmp_path, "fit", "-c", "fit.yaml", "--resume"))
+    assert not unfinished(tmp_path)
     (undisturbed,) = study.curves(whole).values()
     (resumed,) = study.curves(tmp_path).values()
     assert resumed.keys() == undisturbed.keys()
@@ -140,6 +147,19 @@ def test_resume_with_nothing_to_resume_is_a_wrong_call(
             ],
             "did you mean 'val/dice'",
         ),
+        (["-c", "fit.yaml", "--model.optimizer.lr=fast"], "model.optimizer.lr: 'fast' is no float"),
+        (["-c", "fit.yaml", "--model.optimizer.lr=-1"], "model.optimizer: torch.optim.AdamW: Invalid learning rate"),
+        (["-c", "fit.yaml", "--model.optimizer.lr=.nan"], "model.optimizer.lr: nan is no finite number"),
+        (
+            ["-c", "fit.yaml", "--model.scheduler={class_path: torch.optim.lr_scheduler.StepLR}"],
+            "model.scheduler: torch.optim.lr_scheduler.StepLR: ",
+        ),
+        (["-c", "fit.yaml", "--trainer.max_epochs=-1"], "a schedule needs an end"),
+        (["-c", "fit.yaml", "--data.split.val=0"], "data.split: no validation cases"),
+        (["-c", "fit.yaml", "--trainer.strategy=ddp", "--trainer.devices=5"], "5 ranks, but 2 validation cases"),
+        (["-c", "fit.yaml", "--trainer.accelerator=gpuu"], "trainer: "),
+        (["-c", "fit.yaml", "--model.network.channels=[8,-16]"], "model.network: monai.networks.nets.UNet: "),
+        (["-c", "fit.yaml", "--json", "fit.yaml/out.json"], "--json fit.yaml/out.json"),
     ],
 )
 def test_wrong_input_is_refused_before_a_run_is_made(
@@ -157,3 +177,38 @@ def test_wrong_input_is_refused_before_a_run_is_made(
     assert said in shown
     assert len(shown.splitlines()) == 1
     assert len(study.curves(whole)) == before
+
+
+def test_a_test_without_test_cases_is_a_wrong_call(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    run_id = json.loads((whole / "out.json").read_text())["run_id"]
+    assert main(["test", run_id]) == 2
+    assert "data.split: no test cases; give the split some, e.g. data.split.test=0.2" in capsys.readouterr().err
+
+
+def test_what_is_no_checkpoint_is_named(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(whole)
+    (whole / "junk.ckpt").write_bytes(b"junk")
+    assert main(["test", "junk.ckpt", "-c", "fit.yaml"]) == 1
+    said = capsys.readouterr().err
+    assert "junk.ckpt: not a checkpoint" in said
+    assert "weights_only" not in said
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    study.write(tmp_path, study.config(max_epochs=500))
+    process = medlight(tmp_path, "fit", "-c", "fit.yaml")
+    end = time.monotonic() + 120
+    while not list((tmp_path / "mlruns" / "artifacts").glob("*/artifacts/checkpoints/last.ckpt")):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert output.splitlines()[-1] == "medlight fit: interrupted; the same command with --resume goes on"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from medlight.config import set_path
 from medlight.errors import UsageError
-from medlight.launch.resolve import read, resolve
+from medlight.launch.resolve import parse, read, resolve
 
 GOOD: dict[str, Any] = {
     "study": "s",
@@ -65,6 +66,56 @@ def test_a_wrong_key_is_named_with_the_nearest(path: str, value: object, said: s
     with pytest.raises(UsageError, match=said) as caught:
         resolve(set_path(GOOD, path, value))
     assert "\n" not in str(caught.value)
+
+
+NOISE = {"class_path": "torchio.RandomNoise", "init_args": {"p": 3}}
+SPATIAL = {"class_path": "medlight.data.augment.RandomSpatial", "init_args": {"degrees": "wide"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("data.batch_size", "two", "data.batch_size: 'two' is no int"),
+        ("data.batch_size", 2.5, "data.batch_size: 2.5 is no int"),
+        ("data.batch_size", None, "data.batch_size: null is no int"),
+        ("data.on_bad_case", "skipp", "data.on_bad_case: 'skipp' is none of error, skip (did you mean 'skip'?)"),
+        ("data.patch.size", 16, "data.patch.size: 16 is no list of int"),
+        ("data.patch", {"class_path": "medlight.data.Patch"}, "data.patch.size: missing; medlight.data.Patch needs it"),
+        ("data.augment", [SPATIAL], "data.augment.0.degrees: 'wide' is no float"),
+        ("data.source.labels", 3, "data.source.labels: 3 is no text; put it in quotes: '3'"),
+        ("data.split", {"class_path": "torch.nn.ReLU"}, "data.split: torch.nn.ReLU is no Splitter"),
+        ("trainer.max_epochs", "two", "trainer.max_epochs: 'two' is no int"),
+        ("trainer.max_epochs", 0, "trainer.max_epochs: 0 trains nothing"),
+        ("seed_everything", "x", "seed_everything: 'x' is no int"),
+        ("seed_everything", -4, "seed_everything: -4 is too small"),
+        ("study", 3, "study: 3 is no text; put it in quotes: '3'"),
+        ("data.batch_size", -2, "data.batch_size: -2 is too small"),
+        ("data.steps_per_epoch", -1, "data.steps_per_epoch: -1 is too small"),
+        ("data.patch.size", [16, -16, 16], "data.patch.size: [16, -16, 16] is no patch size"),
+        ("data.patch.foreground", 3.3, "data.patch.foreground: 3.3 is no share"),
+        ("data.split.val", 1.5, "data.split: val 1.5 and test 0.0 must be shares"),
+        ("data.preparation", {"spacing": [-1, 1, 1]}, "data.preparation.spacing: [-1.0, 1.0, 1.0] must be"),
+        ("data.augment", [NOISE], "data.augment.0: RandomNoise: Probability must be"),
+        ("model.overlap", 3, "model.overlap: 3.0 is no share"),
+        (
+            "model.scheduler",
+            {"class_path": "torch.optim.lr_scheduler.StepLR", "interval": "steps"},
+            "model.init_args.scheduler.interval: 'steps' is neither",
+        ),
+    ],
+)
+def test_a_bad_value_is_named_with_its_path(path: str, value: object, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(set_path(GOOD, path, value)).build()
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 160
+
+
+def test_reading_a_configuration_leaves_it_as_it_was() -> None:
+    before = copy.deepcopy(GOOD)
+    parse(GOOD).build()
+    assert before == GOOD
 
 
 @pytest.mark.parametrize("key", ["model", "data"])
