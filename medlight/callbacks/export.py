@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from medlight.deploy import tensorrt
 from medlight.deploy.bundle import Bundle
-from medlight.deploy.export import check_targets, export
+from medlight.deploy.export import check_targets, engine_left_out, export
 from medlight.deploy.onnx_export import require_packages
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare.case import Case
@@ -71,6 +71,8 @@ class Export(L.Callback):
                 logger.set_tags(tags(bundle, skipped))
             else:
                 shutil.copytree(bundle.root, Path(trainer.default_root_dir) / "bundle", dirs_exist_ok=True)
+        if reason := engine_left_out(bundle):
+            rank_zero_warn(f"the TensorRT engine is left out: {reason}")
         rank_zero_info(f"exported: probabilities differ from torch by up to {bundle.parity['max_abs_diff']:.2g}")
 
 
@@ -104,6 +106,8 @@ def tags(bundle: Bundle, tensorrt_skipped: str | None) -> dict[str, str]:
     found = {"medlight.export": "complete" if bundle.parity.get("checked") else "unchecked"}
     if tensorrt_skipped:
         found["medlight.tensorrt"] = f"skipped: {tensorrt_skipped}"
+    elif reason := engine_left_out(bundle):
+        found["medlight.tensorrt"] = f"left out: {reason}"
     elif any(model.runtime == "tensorrt" for model in bundle.models):
         found["medlight.tensorrt"] = "complete"
     return found

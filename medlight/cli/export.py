@@ -22,7 +22,8 @@ example:
   medlight export best.ckpt my-bundle --data experiments/hippocampus/fit.yaml
 
 The bundle is compared with torch on whole validation cases, each path from the input file on. Where probabilities
-differ by more than 1e-4 nothing is written and the exit code is 1. RUN may be a sweep: its best trial is taken."""
+differ by more than 1e-4 nothing is written and the exit code is 1; a TensorRT engine that differs is left out.
+RUN may be a sweep: its best trial is taken."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ class _Subject:
 def run(args: argparse.Namespace) -> int:
     """Export, compare, record; prints the figures."""
     from medlight.callbacks.export import available, tags
-    from medlight.deploy.export import check_targets, export
+    from medlight.deploy.export import check_targets, engine_left_out, export
     from medlight.deploy.parity import ParityError
     from medlight.launch.fit import quiet
 
@@ -76,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
             _record(subject, {"medlight.export": "failed"}, error.figures if isinstance(error, ParityError) else {})
         raise
     _record(subject, tags(bundle, skipped), bundle.parity, bundle.root)
+    if reason := engine_left_out(bundle):
+        _say(args, f"the TensorRT engine is left out: {reason}")
     _show(args, bundle, cases)
     return 0
 

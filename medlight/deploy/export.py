@@ -49,7 +49,8 @@ def export(
     """Make a bundle of a checkpoint at ``out``, once it was compared with torch on whole cases.
 
     cases: what the parity is measured on; None writes a bundle that says it is unchecked.
-    to: ``onnx`` and perhaps ``tensorrt`` (see `tensorrt.unavailable` for whether that can be).
+    to: ``onnx`` and perhaps ``tensorrt`` (see `tensorrt.unavailable` for whether that can be); an engine that is not
+        what torch says is left out, and `engine_left_out` says why.
     progress: called with the cases compared and their total.
 
     Raises ParityError with the figures where probabilities differ by more than 1e-4 (nothing is left at ``out``),
@@ -69,7 +70,7 @@ def export(
             figures = _checked(task, Predictor(bundle, threads), cases, progress)
             bundle = dataclasses.replace(bundle, parity=figures)
         if "tensorrt" in to:
-            bundle = _with_tensorrt(bundle)
+            bundle = _with_tensorrt(bundle, task, cases)
         (folder / PARITY).write_text(json.dumps(bundle.parity, indent=2) + "\n")
         summary = {key: value for key, value in bundle.parity.items() if key != "per_case"}
         dataclasses.replace(bundle, parity=summary).save()
@@ -96,16 +97,33 @@ def _checked(task: Any, predictor: Predictor, cases: Sequence[Case], progress: P
     return figures
 
 
-def _with_tensorrt(bundle: Bundle) -> Bundle:
-    """Add an engine for this machine's GPU, with one profile: the window, in batches of 1 to 4."""
+def _with_tensorrt(bundle: Bundle, task: Any, cases: Sequence[Case] | None) -> Bundle:
+    """Add an engine for this machine's GPU, with one profile: the window, in batches of 1 to 4.
+
+    It is compared with torch as the ONNX model was (``parity["tensorrt"]``), and left out where it differs.
+    """
     channels, window = len(bundle.data["channels"]), bundle.window["size"]
     smallest, best, largest = ((batch, channels, *window) for batch in (1, 1, 4))
     source = bundle.root / bundle.model("onnxruntime").file
     plan = tensorrt.build(source, {"image": (smallest, best, largest)}, packages=("tensorrt",))
+    if cases is not None:
+        figures, _ = compare(task, Predictor(bundle, session=tensorrt.EngineSession(plan)), cases)
+        del figures["per_case"]
+        bundle = dataclasses.replace(bundle, parity={**bundle.parity, "tensorrt": figures})
+        if not figures["passed"]:
+            return bundle
     file = bundle.root / "model.engine"
     file.write_bytes(plan)
     model = Model(file.name, "tensorrt", "fp32", sha256(file), ["batch"], 1)
     return dataclasses.replace(bundle, models=[*bundle.models, model])
+
+
+def engine_left_out(bundle: Bundle) -> str | None:
+    """Return why a bundle has no engine though one was built, or None."""
+    figures = bundle.parity.get("tensorrt")
+    if not figures or figures["passed"]:
+        return None
+    return f"its probabilities differ from torch by up to {figures['max_abs_diff']:.2g} (tolerance {TOLERANCE:g})"
 
 
 @contextmanager

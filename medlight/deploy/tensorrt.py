@@ -13,6 +13,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from medlight.errors import MedlightError, UsageError
 
 Package = Literal["tensorrt", "tensorrt_rtx"]
@@ -76,6 +79,7 @@ def build(
         raise MedlightError(f"{onnx}: TensorRT can't read the graph: {_parse_errors(parser) or _said(log)}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it would move probabilities by 1e-3
     _set_targets(trt, config, compute_capabilities)
     _set_profiles(builder, network, config, profiles, onnx)
     plan = builder.build_serialized_network(network, config)
@@ -174,3 +178,22 @@ class Engine:
             raise MedlightError(f"the engine did not run: {_said(_logger(trt))}")
         torch.cuda.current_stream().synchronize()
         return outputs
+
+
+class EngineSession:
+    """An engine as a predictor takes it: arrays in, arrays out.
+
+    reason: one line that says what runs it.
+    """
+
+    def __init__(self, plan: bytes) -> None:
+        """Load an engine of ``tensorrt``; MedlightError where it was built for another GPU or release."""
+        self._engine = Engine(plan, ("tensorrt",))
+        self.reason = f"TensorRT {find(('tensorrt',)).__version__} on CUDA"
+
+    def __call__(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Run ``(B, C, ...)`` through the engine."""
+        import torch
+
+        found = self._engine(image=torch.from_numpy(np.ascontiguousarray(image)).cuda())["probabilities"]
+        return np.asarray(found.float().cpu().numpy(), dtype=np.float32)

@@ -10,11 +10,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
 import medlight.deploy.export as export_module
 from medlight import tasks
+from medlight.callbacks.export import tags
+from medlight.deploy import tensorrt
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.export import check_targets, export
 from medlight.deploy.parity import ParityError
@@ -187,6 +190,44 @@ def test_no_cases_is_refused_and_unchecked_says_so(trained: Trained, tmp_path: P
     with pytest.raises(UsageError, match="--unchecked"):
         export(trained.checkpoint, tmp_path / "out", cases=[])
     assert export(trained.checkpoint, tmp_path / "out", cases=None).parity == {"checked": False}
+
+
+class StandIn:
+    """Runs the ONNX model in an engine's place, where there is no GPU; the plan is the model itself."""
+
+    reason = "stand-in"
+    factor = 1.0
+
+    def __init__(self, plan: bytes) -> None:
+        self._session = onnxruntime.InferenceSession(plan)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return self._session.run(None, {"image": image})[0] * np.float32(self.factor)
+
+
+@pytest.mark.parametrize(("factor", "published"), [(1.0, True), (0.99, False)])
+def test_an_engine_is_published_only_where_it_says_what_torch_says(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float, published: bool
+) -> None:
+    monkeypatch.setattr(StandIn, "factor", factor)
+    monkeypatch.setattr(export_module.tensorrt, "build", lambda onnx, profiles, packages: onnx.read_bytes())
+    monkeypatch.setattr(export_module.tensorrt, "EngineSession", StandIn)
+    made = export(trained.checkpoint, tmp_path / "out", cases=trained.cases[:1], to=["onnx", "tensorrt"], threads=1)
+    assert [model.runtime for model in made.models] == ["onnxruntime", *(["tensorrt"] if published else [])]
+    assert (made.root / "model.engine").exists() == published
+    assert made.parity["passed"]
+    assert made.parity["tensorrt"]["passed"] == published
+    said = tags(made, None)["medlight.tensorrt"]
+    assert said == "complete" if published else said.startswith("left out: its probabilities differ")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(tensorrt.unavailable() is not None, reason="needs tensorrt and a CUDA device")
+def test_a_real_engine_is_compared_with_torch(trained: Trained, tmp_path: Path) -> None:
+    made = export(trained.checkpoint, tmp_path / "out", cases=trained.cases, to=["onnx", "tensorrt"])
+    assert made.parity["tensorrt"]["cases"] == 2
+    assert made.parity["tensorrt"]["passed"]
+    assert made.model("tensorrt").file == "model.engine"
 
 
 def test_wrong_targets_are_refused() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.deploy.bundle import Bundle
-from medlight.deploy.runtime.session import OnnxSession
+from medlight.deploy.runtime.session import OnnxSession, Session
 from medlight.deploy.runtime.sliding import fitted, sliding_window
 from medlight.errors import MedlightError
 from medlight.prepare.normalise import Scaling, normaliser_from
@@ -43,14 +43,17 @@ class Predictor:
     runtime: one line that says which runtime was picked and why.
     """
 
-    def __init__(self, bundle: Bundle | Path | str, threads: int | None = None, batch: int = 1) -> None:
+    def __init__(
+        self, bundle: Bundle | Path | str, threads: int | None = None, batch: int = 1, session: Session | None = None
+    ) -> None:
         """Load a bundle (a folder, or one already loaded).
 
         threads: of the CPU runtime; by default one for each CPU that this process may use.
         batch: windows in one run of the model.
+        session: what runs the network; by default the bundle's ONNX model in onnxruntime.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(Path(bundle))
-        self._session = OnnxSession(self.bundle, threads)
+        self._session: Session = session or OnnxSession(self.bundle, threads)
         self._batch = batch
         self._preparation = Preparation(**self.bundle.data["preparation"])
         self._normalisers = [normaliser_from(spec) for spec in self.bundle.data["normalise"]]

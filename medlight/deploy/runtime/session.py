@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,15 @@ from medlight.errors import MedlightError, needs
 
 Array = npt.NDArray[np.float32]
 Provider = str | tuple[str, dict[str, str]]
+
+
+class Session(Protocol):
+    """Runs a network: ``(B, C, ...)`` in, probabilities ``(B, L, ...)`` or ``(B, L)`` out; ``reason`` says on what."""
+
+    reason: str
+
+    def __call__(self, image: Array) -> Array:
+        """Run the network."""
 
 
 class OnnxSession:
