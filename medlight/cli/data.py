@@ -115,7 +115,9 @@ def _data_module(config: dict[str, Any]) -> Any:
 
 
 def summary(module: Any) -> dict[str, Any]:
-    """What a prepared data module holds, as plain values."""
+    """What a prepared data module holds, as plain values; ``cases_with`` 0: how many label maps are all background."""
+    from medlight.prepare import cases_with
+
     prepared = {name: list(cases) for name, cases in module.prepared.items()}
     every = [case for cases in prepared.values() for case in cases]
     return {
@@ -124,6 +126,8 @@ def summary(module: Any) -> dict[str, Any]:
         "reused": module.reused,
         "cases": {name: len(cases) for name, cases in prepared.items()},
         "labels": {str(label.value): label.name for label in module.labels},
+        "labelled": sum(case.has_label for case in every),
+        "cases_with": {str(value): count for value, count in cases_with(every).items()},
         "classes": list(module.classes),
         "channels": list(every[0].channels) if every else [],
         "shape": _range([case.shape for case in every]),
@@ -142,7 +146,7 @@ def _print(found: dict[str, Any]) -> None:
     rows = [
         ("cases", ", ".join(uses)),
         ("images", ", ".join(found["channels"])),
-        ("labels", ", ".join(f"{value} {name}" for value, name in found["labels"].items())),
+        ("labels", ", ".join(_label(found, value) for value in found["labels"])),
         ("classes", ", ".join(found["classes"])),
         ("voxels", " x ".join(map(_span, found["shape"]))),
         ("spacing", " x ".join(map(_span, found["spacing"])) + " mm"),
@@ -152,6 +156,15 @@ def _print(found: dict[str, Any]) -> None:
     for name, text in rows:
         if text:
             print(f"{name:<9} {text}")
+
+
+def _label(found: dict[str, Any], value: str) -> str:
+    """A label by value and name, with a remark where few cases hold it, or where a case holds background alone."""
+    count, total = found["cases_with"].get(value, 0), found["labelled"]
+    text = f"{value} {found['labels'][value]}"
+    if value == "0":
+        return f"{text} (alone in {count} of {total} cases)" if count else text
+    return f"{text} (in {count} of {total} cases)" if 2 * count < total else text
 
 
 def _span(ends: list[float]) -> str:

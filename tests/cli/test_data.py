@@ -14,6 +14,7 @@ import yaml
 
 from medlight.cli import download
 from medlight.cli.main import main
+from medlight.scans import Volume, read, write_nifti
 from tests.data import fake
 
 
@@ -58,6 +59,21 @@ def test_prepare_says_what_is_there(study, capsys):
         assert text in said
     _, said = prepare(capsys)
     assert "(0 prepared now, 5 reused)" in said
+
+
+def test_rare_labels_and_empty_label_maps_are_remarked_on(study, capsys):
+    config = yaml.safe_load((study / "fit.yaml").read_text())
+    del config["data"]["init_args"]["source"]["init_args"]["label_names"]
+    (study / "fit.yaml").write_text(yaml.safe_dump(config))
+    files = sorted((study / "scans" / "labels").iterdir())
+    odd, empty = read(files[0]), read(files[1])
+    odd.array[0, :3, :3, :3] = 77
+    write_nifti(odd, files[0])
+    write_nifti(Volume(empty.array * 0, empty.affine), files[1])
+    code, said = prepare(capsys)
+    assert code == 0
+    assert "0 background (alone in 1 of 5 cases), 1 label 1, 2 label 2, 77 label 77 (in 1 of 5 cases)" in said
+    assert json.loads((study / "found.json").read_text())["cases_with"] == {"0": 1, "1": 4, "2": 4, "77": 1}
 
 
 def test_prepare_takes_overrides(study, capsys):
