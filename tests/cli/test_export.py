@@ -82,7 +82,13 @@ def test_a_bare_checkpoint_needs_its_data(
 
 def test_wrong_calls_are_refused(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("absent.ckpt") == 2
-    assert run("no-such-run") == 2
+    assert run("tiney") == 2
     assert run(recorded.run_id, "--to", "coreml") == 2
     assert run(recorded.run_id, "--cases", "0") == 2
-    assert "one of onnx, tensorrt" in capsys.readouterr().err
+    assert main(["export", recorded.run_id, "--threads", "-4"]) == 2
+    Path("junk.ckpt").write_text("not a checkpoint")
+    assert run("junk.ckpt", "--unchecked") == 1
+    said = capsys.readouterr().err
+    for text in ("did you mean 'tiny'", "one of onnx, tensorrt", "--threads -4: at least 1", "junk.ckpt: not a "):
+        assert text in said
+    assert "weights_only" not in said
