@@ -58,6 +58,17 @@ class Record:
             return ""
         return str(found[0].info.run_id) if found else ""
 
+    def stillborn(self, launch: dict[str, Any]) -> str:
+        """Make the run of a trial that ended before its fit had made one, to show its reason beside the others."""
+        tags = {"medlight.kind": "trial", "medlight.study": launch["study"], "medlight.name": launch["name"]}
+        tags |= {"mlflow.parentRunId": launch["parent"], **launch["tags"]}
+        try:
+            experiment = store.experiment_id(launch["study"])
+            return str(store.client().create_run(experiment, run_name=launch["name"], tags=tags).info.run_id)
+        except Exception as error:
+            log.warning("trial %s: its run can't be made: %s", launch["name"], error)
+            return ""
+
     def ended(self, row: rows.Row) -> None:
         """Give a trial's run its parameters and, where it failed, the reason; tried again later where that fails."""
 

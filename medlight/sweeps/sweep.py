@@ -62,6 +62,7 @@ class _Running:
     trial: optuna.Trial
     worker: Worker
     params: dict[str, Any]
+    launch: dict[str, Any]
 
 
 def run(sweep: Sweep, watcher: Watcher, *, resume: bool = False, target: str = TARGET) -> Outcome:
@@ -275,7 +276,7 @@ class _Loop:
             environment=devices(self.sweep, config, index),
             memory_limit=self.sweep.memory_limit_gb,
         )
-        self.slots[index] = _Running(trial, Worker(job), dict(trial.params))
+        self.slots[index] = _Running(trial, Worker(job), dict(trial.params), launch)
         self.watcher.started(trial.number, trial.params)
 
     def _look(self, index: int, slot: _Running) -> None:
@@ -297,8 +298,10 @@ class _Loop:
 
     def _tell(self, slot: _Running, ended: Ended) -> None:
         trial, result = slot.trial, ended.result or {}
-        run_id = str(result.get("run_id") or self.record.child(trial.number))
         reason = ended.reason or ""
+        run_id = str(result.get("run_id") or self.record.child(trial.number))
+        if reason and not run_id:
+            run_id = self.record.stillborn(slot.launch)
         values: list[float] | None = None
         if not reason and result["state"] != "pruned":
             values, reason = self._values(result["metrics"])

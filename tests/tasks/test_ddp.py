@@ -8,23 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tasks.ddp_fit import main
-
 ROOT = Path(__file__).parents[2]
 
 
-def fit_two(kind: str, folder: Path) -> list[dict]:
-    command = [sys.executable, "-m", "tests.tasks.ddp_fit", "2", kind, str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+def fit(processes: int, kind: str, folder: Path) -> list[dict]:
+    """What each rank ended with; always a fresh process, since earlier tests leave seeds in the environment."""
+    command = [sys.executable, "-m", "tests.tasks.ddp_fit", str(processes), kind, str(folder)]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PL_", "MEDLIGHT_"))}
+    environment = inherited | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"{kind}-2-{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(folder / f"{kind}-{processes}-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 def test_two_processes_equal_one(tmp_path):
-    main(1, "segmentation", tmp_path)
-    one = torch.load(tmp_path / "segmentation-1-0.pt", weights_only=True)
-    first, second = fit_two("segmentation", tmp_path)
+    (one,) = fit(1, "segmentation", tmp_path)
+    first, second = fit(2, "segmentation", tmp_path)
     for name, value in one["weights"].items():
         assert torch.allclose(value, first["weights"][name], atol=1e-5), name
         assert torch.equal(first["weights"][name], second["weights"][name])
@@ -37,7 +36,7 @@ def test_two_processes_equal_one(tmp_path):
 
 
 def test_a_classifiers_scores_are_over_all_ranks(tmp_path):
-    first, second = fit_two("classification", tmp_path)
+    first, second = fit(2, "classification", tmp_path)
     assert [row["case_id"] for row in first["rows"]] == list(range(1000, 1015))
     assert {k: v for k, v in first["metrics"].items() if k.startswith("val/")} == {
         k: v for k, v in second["metrics"].items() if k.startswith("val/")
