@@ -1,6 +1,6 @@
 """How long the command line takes to answer, median of five calls.
 
-    python benchmarks/help.py [--out benchmarks/results/help.json]
+python benchmarks/help.py [--out benchmarks/results/help.json]
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ def median_seconds(arguments: list[str]) -> float:
 
 
 def main() -> None:
+    """Time the calls and print their medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """A training step of medlight against a bare torch loop, and a fit fed from the store against one fed a repeated batch.
 
-    MEDLIGHT_DATA=... python benchmarks/training_step.py [--rounds 3] [--steps 40] [--out benchmarks/results/training_step.json]
+    MEDLIGHT_DATA=... python benchmarks/training_step.py [--rounds 3] [--steps 40] [--out FILE.json]
 
 Three arms take turns in one process, on the hippocampus study's configuration:
 
@@ -39,6 +39,7 @@ class Clock(L.Callback):
     """Notes the time at the end of each training step."""
 
     def on_train_batch_end(self, *_: Any) -> None:
+        """Note the time."""
         times.append(time.perf_counter())
 
 
@@ -92,6 +93,7 @@ def timed_fit(config: Config, steps: int) -> float:
 
 
 def main() -> None:
+    """Let the arms take turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=40)
@@ -105,7 +107,7 @@ def main() -> None:
         os.chdir(folder)
         config = resolve_precision(config)
         loader = _loader(config)
-        batch.update({k: v for k, v in next(iter(loader)).items()})
+        batch.update(next(iter(loader)))
         arms = {
             "bare": lambda: bare(config, args.steps),
             "repeated": lambda: timed_fit(repeat_one_batch(config), args.steps),

@@ -24,12 +24,15 @@ SIZE = (40, 56, 40)
 
 
 def load(root: Path, case: str) -> dict[str, torch.Tensor]:
+    """Read a case: the image by its z-score, (1, I, J, K), and its label map."""
     image = nib.load(root / "images" / f"{case}.nii.gz").get_fdata(dtype=np.float32)
     label = np.asarray(nib.load(root / "labels" / f"{case}.nii.gz").dataobj).astype(np.float32)
-    return {"image": torch.from_numpy((image - image.mean()) / image.std())[None], "label": torch.from_numpy(label)[None]}
+    image = (image - image.mean()) / image.std()
+    return {"image": torch.from_numpy(image)[None], "label": torch.from_numpy(label)[None]}
 
 
 def main() -> None:
+    """Train for some minutes, then measure."""
     parser = argparse.ArgumentParser()
     parser.add_argument("split", type=Path)
     parser.add_argument("out", type=Path)
@@ -72,7 +75,8 @@ def main() -> None:
         pairs = [(found == v, item["label"][0] == v) for v in (1, 2)]
         dice[case] = [float(2 * (a & b).sum() / (a.sum() + b.sum())) for a, b in pairs]
     mean = float(np.mean(list(dice.values())))
-    args.out.write_text(json.dumps({"dice": mean, "minutes": minutes, "steps": steps, "seed": args.seed, "cases": dice}, indent=1) + "\n")
+    figures = {"dice": mean, "minutes": minutes, "steps": steps, "seed": args.seed, "cases": dice}
+    args.out.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"mean foreground Dice {mean:.4f} on {len(dice)} cases after {steps} steps in {minutes:.1f} min")
 
 
