@@ -29,7 +29,7 @@ from medlight.config import Config, set_path
 from medlight.launch.fit import fit, quiet, resolve_precision
 from medlight.launch.resolve import parse, read
 
-STUDY = Path(__file__).parents[1] / "experiments" / "hippocampus" / "fit.yaml"
+STUDY = Path(__file__).resolve().parents[1] / "experiments" / "hippocampus" / "fit.yaml"
 SKIP = 8  # steps until caches and workers are warm
 batch: dict[str, torch.Tensor] = {}
 times: list[float] = []
@@ -102,10 +102,9 @@ def main() -> None:
     quiet()
     load_before = os.getloadavg()[0]
     out = args.out.resolve() if args.out else None
-    config = read([str(STUDY)], [])
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        config = resolve_precision(config)
+        config = resolve_precision(read([str(STUDY)], []))
         loader = _loader(config)
         batch.update(next(iter(loader)))
         arms = {
