@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
+
+from medlight.cli.output import ready, write_json
 
 EPILOG = """\
 example:
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     from medlight.compare.table import compare, for_json
     from medlight.compare.text import print_comparison, print_summary
 
+    ready(args.json)
     selection = collect(args.runs)
     quiet = args.json == "-"
     if len(selection.records) == 1 and not args.metric:
@@ -40,24 +41,15 @@ def run(args: argparse.Namespace) -> None:
         splits = summary(record)
         if not quiet:
             print_summary(f"{record.name} ({record.run_id[:8]}, {record.state})", splits)
-        _write(args, for_json({"run_id": record.run_id, "name": record.name, "cases": splits}))
+        write_json(args.json, for_json({"run_id": record.run_id, "name": record.name, "cases": splits}))
         html = summary_page(record, splits) if args.html else ""
     else:
         comparison = compare(selection, args.metric)
         if not quiet:
             print_comparison(comparison)
-        _write(args, comparison.to_dict())
+        write_json(args.json, comparison.to_dict())
         html = page(comparison) if args.html else ""
     if args.html:
         args.html.parent.mkdir(parents=True, exist_ok=True)
         args.html.write_text(html, encoding="utf-8")
         print(f"page: {args.html.resolve()}", file=sys.stderr if quiet else sys.stdout)
-
-
-def _write(args: argparse.Namespace, found: dict[str, Any]) -> None:
-    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False)
-    if args.json == "-":
-        print(text)
-    elif args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(text + "\n", encoding="utf-8")

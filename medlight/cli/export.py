@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlight.cli.output import ready, write_json
 from medlight.cli.predict import check_threads
 from medlight.errors import MedlightError, UsageError
 
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from medlight.launch.fit import quiet
 
     quiet()
+    ready(args.json)
     wanted = [target.strip() for target in args.to.split(",")]
     check_targets(wanted)
     check_threads(args.threads)
@@ -173,11 +174,7 @@ def _show(args: argparse.Namespace, bundle: Bundle, cases: list[Case] | None) ->
     for row in rows:
         table.add_row(*row)
     Console(stderr=args.json == "-", soft_wrap=True).print(table)
-    text = json.dumps({"bundle": str(bundle.root), "run_id": bundle.run_id, "parity": figures}, indent=1)
-    if args.json == "-":
-        print(text)
-    elif args.json:
-        Path(args.json).write_text(text + "\n")
+    write_json(args.json, {"bundle": str(bundle.root), "run_id": bundle.run_id, "parity": figures})
 
 
 def _say(args: argparse.Namespace, line: str) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlight.cli.output import ready, write_json
 from medlight.errors import MedlightError, UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a sweep, or show one."""
+    ready(args.json)
     if args.action == "status":
         return _status(args)
     if not args.config:
@@ -104,8 +105,4 @@ def _status(args: argparse.Namespace) -> int:
 
 def _write(target: str | None, name: str, run_id: str, metrics: list[str], trials: list[Row], best: list[int]) -> None:
     content: dict[str, Any] = {"sweep": name, "run_id": run_id, "metrics": metrics, "best": best}
-    text = json.dumps({**content, "trials": [row.to_dict() for row in trials]}, indent=1)
-    if target == "-":
-        print(text)
-    elif target:
-        Path(target).write_text(text + "\n")
+    write_json(target, {**content, "trials": [row.to_dict() for row in trials]})
