@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,10 +24,24 @@ UNET = {"class_path": "monai.networks.nets.UNet", "init_args": {"channels": [8, 
         ("1.5e3", 1500.0),
         ("10", 10),
         ("-2E5", -2e5),
+        ("False", False),
+        ("TRUE", True),
+        ("on", "on"),
+        ("off", "off"),
+        ("no", "no"),
+        ("Yes", "Yes"),
+        ("y", "y"),
+        ("{on: {gap: interpolate}}", {"on": {"gap": "interpolate"}}),
     ],
 )
 def test_values_read_as_people_mean_them(text: str, value: object) -> None:
     assert config.parse_value(text) == value
+
+
+@given(st.recursive(st.sampled_from(["on", "off", "yes", "no", "true", "n", "1e-3", True, False, None, 3]), st.lists))
+def test_what_is_written_to_a_run_is_read_back_alike(value: object) -> None:
+    """``yaml.safe_dump`` writes YAML 1.1 and quotes more than 1.2 needs."""
+    assert config.parse_value(yaml.safe_dump({"on": value})) == {"on": value}
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
