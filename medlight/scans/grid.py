@@ -1,0 +1,88 @@
+"""Where a file says its voxels lie: read from the header alone, and what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from medlight.errors import MedlightError
+from medlight.scans.files import shown
+
+Affine = npt.NDArray[np.float64]
+
+MOST_BYTES = 16 << 30  # a 4D scan of a thousand heads' size; more is a header that lies
+_SMALL = 1 << 30  # below this the machine's free memory isn't asked
+
+# DICOM, NRRD and ITK count positions to the left, back and up (LPS); here they run right, forward and up (RAS).
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class FileGrid:
+    """A file's voxels before they are read.
+
+    shape: ``(C, I, J, K)``. affine: voxel index to RAS+ millimetres.
+    fault: why the file isn't read, one sentence with the mend; empty where nothing is wrong.
+    remarks: what is odd about it and doesn't keep it from being read.
+    """
+
+    shape: tuple[int, int, int, int]
+    affine: Affine
+    fault: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size along I, J, K in millimetres."""
+        i, j, k = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
+        return i, j, k
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a Volume's meta keeps of it."""
+        return {"remarks": list(self.remarks)} if self.remarks else {}
+
+    def checked(self, path: Path) -> FileGrid:
+        """Return the grid; MedlightError where it has a fault."""
+        if self.fault:
+            raise MedlightError(f"{shown(path)}: {self.fault}")
+        return self
+
+
+def affine_fault(affine: Affine, mend: str) -> str:
+    """Say why an affine gives voxels no place: not finite, or singular; the empty string where it does."""
+    if not np.isfinite(affine).all():
+        return f"the affine has values that are not finite; {mend}"
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if (spacing <= 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
+        return f"the affine is singular, so voxels have no place; {mend}"
+    return ""
+
+
+def corners_apart(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
+    """The furthest that two affines put any corner voxel of an ``(I, J, K)`` grid apart, in millimetres."""
+    corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
+    return float(np.linalg.norm(corners @ (one - other)[:3].T, axis=1).max())
+
+
+def bytes_needed(sizes: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> int:
+    """Return how many bytes an array takes; MedlightError where a size isn't positive or it doesn't fit in memory."""
+    if not sizes or min(sizes) < 1:
+        raise MedlightError(f"{shown(path)}: has no voxels (shape {sizes}); copy it again or remove it")
+    needed = prod(sizes) * dtype.itemsize
+    most = MOST_BYTES if needed <= _SMALL else min(MOST_BYTES, _free())
+    if needed > most:
+        said = f"its header says {'x'.join(map(str, sizes))} voxels, {needed / 2**30:.3g} GiB"
+        raise MedlightError(f"{shown(path)}: {said}, and {most / 2**30:.3g} GiB fit; crop it or copy it again")
+    return needed
+
+
+def _free() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
