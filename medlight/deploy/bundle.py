@@ -100,7 +100,13 @@ class Bundle:
     def labels(self) -> tuple[Label, ...]:
         """The schema of the label maps."""
         return tuple(
-            Label(int(e["value"]), str(e["name"]), e.get("colour"), tuple(e["code"]) if e.get("code") else None)
+            Label(
+                int(e["value"]),
+                str(e["name"]),
+                e.get("colour"),
+                tuple(e["code"]) if e.get("code") else None,
+                e.get("order"),
+            )
             for e in self.data.get("labels", [])
         )
 

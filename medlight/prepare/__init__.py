@@ -2,13 +2,14 @@
 
 from medlight.prepare.case import ArrayItem, BadCase, Box, Case, CaseList, Label
 from medlight.prepare.manifest import Manifest
-from medlight.prepare.normalise import Normaliser, Percentile, Scaling, Window, ZScore, normaliser_from, statistics
+from medlight.prepare.normalise import Normaliser, Percentile, Scaling, Window, ZScore, normaliser_from
 from medlight.prepare.paths import data_path
 from medlight.prepare.preparation import Preparation, PreparedArrays
 from medlight.prepare.prepared import PreparedCase, cases_with
 from medlight.prepare.resample import restore, to_grid, to_spacing
 from medlight.prepare.sources import CaseSource, Decathlon, ImageFolders, MedMNIST
 from medlight.prepare.splits import GivenSplit, KFold, RandomSplit, Split, SplitFile, Splitter
+from medlight.prepare.statistics import statistics
 from medlight.prepare.store import PreparedSet, Store
 
 __all__ = [

@@ -18,17 +18,38 @@ class ArrayItem:
         return f"{self.path}[{self.key}][{self.index}]"
 
 
-FileRef = Path | ArrayItem
+@dataclass(frozen=True)
+class FrameItem:
+    """One frame of a 4D scan (a time point, a b-value, an echo), taken as a scan of its own."""
+
+    path: Path
+    frame: int
+
+    def __str__(self) -> str:
+        return f"{self.path}[{self.frame}]"
+
+
+FileRef = Path | ArrayItem | FrameItem
+
+
+def file_of(ref: FileRef) -> Path:
+    """The file or folder that holds what a case refers to."""
+    return ref if isinstance(ref, Path) else ref.path
 
 
 @dataclass(frozen=True)
 class Label:
-    """One class of a label map: its voxel value, name, colour (``#rrggbb``) and coded term (value, scheme, meaning)."""
+    """One class of a label map: its voxel value, name, colour (``#rrggbb``) and coded term (value, scheme, meaning).
+
+    order: where drawn segments or structures overlap, the label with the higher one has the voxel; without it, overlap
+    is refused.
+    """
 
     value: int
     name: str
     colour: str | None = None
     code: tuple[str, str, str] | None = None
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,10 +65,12 @@ class Box:
 class Case:
     """One examination: named images, and whatever is known of it.
 
-    id: stable across machines (the manifest's, else the file's stem).
-    private: the id is a file's name, which may be a patient's; runs and artifacts call the case by its content instead.
-    images: contrast name to file; all are brought onto the grid of the first.
-    label: a label map on the grid of the first image, or ``None`` where the case is unlabelled.
+    id: stable across machines (the manifest's, else the name of its file or folder).
+    private: the id is a file's or folder's name, which may be a patient's; runs and artifacts call the case by its
+    content instead.
+    images: contrast name to file, or the folder or zip of a DICOM series; all are brought onto the grid of the first.
+    label: a label map on the grid of the first image (a file, a DICOM-SEG or an RTSTRUCT), or ``None`` where the case
+    is unlabelled.
     target: a class index, several 0/1 values (multi-label) or real values (regression).
     """
 

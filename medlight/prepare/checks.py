@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.errors import CaseError
-from medlight.prepare.case import ArrayItem, Case, FileRef, Label
-from medlight.prepare.resample import Shape
+from medlight.prepare.case import ArrayItem, Case, FileRef, FrameItem, Label
+from medlight.prepare.interpolate import Shape
+from medlight.prepare.voxels import values_of
 from medlight.scans import Volume, orientation
 from medlight.scans.files import shown
 from medlight.scans.orientation import Affine
@@ -21,6 +22,8 @@ _LARGEST = int(np.iinfo(np.uint16).max)
 
 def named(ref: FileRef) -> str:
     """Name what a case refers to, as short as it is clear."""
+    if isinstance(ref, FrameItem):
+        return f"{shown(ref.path)}[{ref.frame}]"
     return f"{shown(ref.path)}[{ref.key}][{ref.index}]" if isinstance(ref, ArrayItem) else shown(ref)
 
 
@@ -37,12 +40,18 @@ def check_images(case: Case, volumes: dict[str, Volume]) -> None:
             raise CaseError(case.id, f"{file}: shows no place that {other} shows; correct its affine or remove it")
 
 
-def checked_label(case: Case, label: Volume, image: Volume, labels: Sequence[Label] = ()) -> npt.NDArray[Any]:
-    """Return the label map as uint8 or uint16 ``(I, J, K)`` once it is known to fit the image and the schema."""
+def checked_label(
+    case: Case, label: Volume, image: Volume, labels: Sequence[Label] = (), frames: int = 0
+) -> npt.NDArray[Any]:
+    """Return the label map as uint8 or uint16 once it is known to fit the image and the schema.
+
+    frames: how many the label map has, in which case it is ``(frames, I, J, K)``; 0 for one, ``(I, J, K)``.
+    """
     assert case.label is not None
     file, other = named(case.label), named(next(iter(case.images.values())))
-    if len(label.array) != 1:
-        raise CaseError(case.id, f"{file}: has {len(label.array)} channels, a label map has one; merge them")
+    if len(label.array) != (frames or 1):
+        wanted = f"the clip has {frames} frames; give each its own" if frames else "a label map has one; merge them"
+        raise CaseError(case.id, f"{file}: has {len(label.array)} channels, {wanted}")
     if label.shape != image.shape:
         mine, its = _by(label.shape), _by(image.shape)
         raise CaseError(case.id, f"{file}: {mine} voxels, but {other} has {its}; resample the label to the image")
@@ -54,11 +63,11 @@ def checked_label(case: Case, label: Volume, image: Volume, labels: Sequence[Lab
             f"{file}: its affine puts it up to {apart:.3g} mm away from {other} ({codes}); "
             "copy the image's affine if the voxels match, else resample the label to the image",
         )
-    return _whole_numbers(case, file, label.array[0], labels)
+    return _whole_numbers(case, file, label.array if frames else label.array[0], labels)
 
 
 def _whole_numbers(case: Case, file: str, array: npt.NDArray[Any], labels: Sequence[Label]) -> npt.NDArray[Any]:
-    values = np.unique(array)
+    values = values_of(array)
     odd = values[~np.isfinite(values) | (values != np.rint(values))]
     if odd.size:
         raise CaseError(

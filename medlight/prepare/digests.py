@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -13,30 +15,75 @@ from medlight.errors import MedlightError
 from medlight.scans.files import shown
 
 _FRESH_NS = 2_000_000_000  # a file changed this lately may change again within the same tick of the clock
+_LITTER = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave behind, here and not there
+_DETACHED = re.compile(rb"^\s*(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
+_HEADER = 65_536  # bytes; both formats have their text at the start
+_KNOWN = "SELECT sha256 FROM digest WHERE path = ? AND size = ? AND time = ?"
 _Stamp = tuple[str, int, int]
 
 
-def file_digests(files: Iterable[Path], memory: Path) -> dict[Path, str]:
-    """Return the sha256 of each file's bytes; absent files are left out.
+def file_digests(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
+    """Return one sha256 for the content of each file, or of all files in a folder; absent ones are left out.
 
+    A folder's is that of its files' digests, sorted: names and order don't count, so that it is the same wherever the
+    folder was copied to. The data file of a detached header (.mhd, .nhdr) counts with it.
     memory: an SQLite file with the digests known so far, by path, size and time of change. Several processes may use
     it at once. A file that changed within the last two seconds is digested, and not remembered.
     """
     memory.parent.mkdir(parents=True, exist_ok=True)
-    stamps = {path: _stamp(path) for path in dict.fromkeys(files) if path.is_file()}
+    parts = {path: _parts(path) for path in dict.fromkeys(paths) if path.exists()}
+    stamps = {file: _stamp(file) for files in parts.values() for file in files}
     with closing(sqlite3.connect(memory, timeout=60)) as base:
         base.execute("CREATE TABLE IF NOT EXISTS digest (path TEXT PRIMARY KEY, size INT, time INT, sha256 TEXT)")
-        known = {(p, size, when): digest for p, size, when, digest in base.execute("SELECT * FROM digest")}
         found: dict[Path, str] = {}
         fresh: list[tuple[str, int, int, str]] = []
-        for path, stamp in stamps.items():
-            found[path] = known.get(stamp) or _sha256(path)
-            if stamp not in known and time.time_ns() - stamp[2] > _FRESH_NS:
-                fresh.append((*stamp, found[path]))
+        for file, stamp in stamps.items():
+            known = base.execute(_KNOWN, stamp).fetchone()
+            found[file] = str(known[0]) if known else _sha256(file)
+            if not known and time.time_ns() - stamp[2] > _FRESH_NS:
+                fresh.append((*stamp, found[file]))
         if fresh:
             with base:
                 base.executemany("INSERT OR REPLACE INTO digest VALUES (?, ?, ?, ?)", fresh)
-    return found
+    return {path: _joined(path, [found[file] for file in files]) for path, files in parts.items()}
+
+
+def content_digest(path: Path) -> str:
+    """Return the same digest of one file or folder, with nothing remembered."""
+    return _joined(path, [_sha256(file) for file in _parts(path)])
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files whose content counts: those of a folder, or a file and what its header refers to."""
+    if path.is_dir():
+        return list(_files(path))
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        return [path]
+    with path.open("rb") as stream:
+        named = [os.fsdecode(name) for name in _DETACHED.findall(stream.read(_HEADER)) if name.upper() != b"LOCAL"]
+    if any("%" in name or name.upper().startswith("LIST") for name in named):  # one file a slice
+        return [file for file in path.parent.iterdir() if file.is_file()]
+    return [path, *(file for name in named if (file := path.parent / name).is_file())]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files of a folder and of those in it, each folder once; what a file manager left behind doesn't count."""
+    seen: set[tuple[int, int]] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        facts = os.stat(root)
+        if (facts.st_dev, facts.st_ino) in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        for name in files:
+            if not name.startswith("._") and name not in _LITTER and (file := Path(root, name)).is_file():
+                yield file
+
+
+def _joined(path: Path, digests: list[str]) -> str:
+    if path.is_file() and len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from medlight.config import import_class, nearest
 from medlight.errors import UsageError
+from medlight.prepare.statistics import PERCENTILES
 
 Stats = Mapping[str, Any]
 
@@ -107,9 +108,6 @@ class Percentile(Normaliser):
         return Scaling(low, high, low, high - low if high - low > 1e-8 else 1.0)
 
 
-PERCENTILES = (0.5, 1, 2, 5, 25, 50, 75, 95, 98, 99, 99.5)
-
-
 def normaliser_from(spec: Mapping[str, Any]) -> Normaliser:
     """Build the normaliser that `Normaliser.to_dict` described."""
     cls = import_class(spec["class_path"], "normalise.class_path")
@@ -117,37 +115,3 @@ def normaliser_from(spec: Mapping[str, Any]) -> Normaliser:
         known = [f"medlight.prepare.{c.__name__}" for c in (ZScore, Window, Percentile)]
         raise UsageError(f"normalise: {spec['class_path']} is no normaliser{nearest(spec['class_path'], known)}")
     return cls(**(spec.get("init_args") or {}))
-
-
-def statistics(channel: npt.NDArray[np.float32]) -> dict[str, Any]:
-    """Describe one channel ``(I, J, K)`` of a prepared scan.
-
-    Keys: count, mean, std, min, max, percentiles (``{"0.5": ...}``), and the same over voxels that are not 0 under
-    ``nonzero`` (all zeros where there are none). Plain numbers, so that it can be written as JSON.
-    """
-    flat = channel.reshape(-1)
-    filled = flat[flat != 0]
-    whole = _describe(flat)
-    return {**whole, "nonzero": whole if filled.size == flat.size else _describe(filled)}
-
-
-def _describe(values: npt.NDArray[np.float32]) -> dict[str, Any]:
-    if values.size == 0:
-        values = np.zeros(1, np.float32)
-        count = 0
-    else:
-        count = values.size
-    ordered = np.sort(values)
-    spread = np.asarray(PERCENTILES) / 100 * (ordered.size - 1)
-    below = np.floor(spread).astype(int)
-    low = ordered[below].astype(np.float64)
-    high = ordered[np.minimum(below + 1, ordered.size - 1)].astype(np.float64)
-    points = low + (high - low) * (spread - below)
-    return {
-        "count": int(count),
-        "mean": float(values.mean(dtype=np.float64)),
-        "std": float(values.std(dtype=np.float64)),
-        "min": float(ordered[0]),
-        "max": float(ordered[-1]),
-        "percentiles": {f"{p:g}": float(v) for p, v in zip(PERCENTILES, points, strict=True)},
-    }

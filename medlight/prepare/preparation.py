@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,16 @@ import numpy.typing as npt
 from medlight.errors import CaseError, MedlightError, UsageError
 from medlight.prepare.case import Case, Label
 from medlight.prepare.checks import check_images, checked_label
-from medlight.prepare.normalise import statistics
+from medlight.prepare.interpolate import Shape
 from medlight.prepare.reading import read_ref
-from medlight.prepare.resample import Shape, spaced_grid, to_grid
+from medlight.prepare.resample import spaced_grid, to_grid
+from medlight.prepare.statistics import statistics
+from medlight.prepare.voxels import foreground, values_of
 from medlight.scans import Volume, reorient
 from medlight.scans.orientation import Affine
 
-FOREGROUND_LIMIT = 10_000  # voxels kept for each label: enough to draw patches from, small beside the scan
+if TYPE_CHECKING:
+    from medlight.scans.dicom.mend import Mends
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +30,9 @@ class PreparedArrays:
     """One prepared case.
 
     image: float32 ``(C, I, J, K)`` in the scanner's own values. label: uint8 or uint16 ``(I, J, K)``, or None.
-    stats: one entry a channel, see `normalise.statistics`. foreground: voxel indices ``(N, 3)`` of each label value
-    other than 0, at most 10 000 of them, drawn with a fixed seed. values: label values before resampling.
+    stats: one entry a channel, see `statistics.statistics`. foreground: voxel indices ``(N, 3)`` of each label value
+    other than 0, at most 10 000 of them, drawn with a fixed seed. values: label values before resampling. frames: of a
+    clip, which lie along K; 0 where it is none. mended: what was mended in the images, a line each.
     """
 
     image: npt.NDArray[np.float32]
@@ -41,6 +45,8 @@ class PreparedArrays:
     foreground: dict[int, npt.NDArray[np.int32]] = field(default_factory=dict)
     counts: dict[int, int] = field(default_factory=dict)
     values: tuple[int, ...] = ()
+    frames: int = 0
+    mended: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,17 @@ class Preparation:
     orientation: where the axes point, RAS for right, anterior, superior.
     anisotropy_threshold: a thick axis, with voxels more than this many times as long as the shortest, is resampled
     linearly (images) or by the nearest slice (labels), apart from the others.
+    frames: what the frames of a 4D scan (time points, b-values, echoes) become: channels, or, where each is a single
+    slice, a clip: they lie along K, and are neither turned nor resampled along it.
+    on: what to do with a DICOM series that is no regular volume, instead of refusing it: gap, uneven, tilt, duplicate
+    as in `medlight.scans.dicom.mend.Mends`.
     """
 
     spacing: list[float] | None = None
     orientation: str = "RAS"
     anisotropy_threshold: float = 3.0
+    frames: Literal["channels", "clip"] = "channels"
+    on: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         good = self.spacing is None or (len(self.spacing) == 3 and all(np.isfinite(s) and s > 0 for s in self.spacing))
@@ -69,11 +81,30 @@ class Preparation:
             raise UsageError(f"orientation: {self.orientation!r} must be one each of L/R, A/P and S/I, such as 'RAS'")
         if not self.anisotropy_threshold >= 1:
             raise UsageError(f"anisotropy_threshold: {self.anisotropy_threshold} must be at least 1")
+        if self.frames not in ("channels", "clip"):
+            raise UsageError(f"frames: {self.frames!r} is none of channels, clip")
+        _ = self.mends
+
+    @property
+    def mends(self) -> Mends | None:
+        """What is mended, if anything is; UsageError for a mend that there is not."""
+        if not self.on:
+            return None
+        from medlight.scans.dicom.mend import Mends
+
+        return Mends.from_mapping(self.on)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the arguments that build an equal preparation, as plain values."""
+        """Return the arguments that build an equal preparation, as plain values; the store's key is made of them.
+
+        What is as it was before there was a choice is left out, so that what was prepared then is found again.
+        """
         spacing = None if self.spacing is None else [float(size) for size in self.spacing]
-        return {**asdict(self), "spacing": spacing, "anisotropy_threshold": float(self.anisotropy_threshold)}
+        whole = {**asdict(self), "spacing": spacing, "anisotropy_threshold": float(self.anisotropy_threshold)}
+        mends = self.mends.to_dict() if self.mends else {}
+        left_out = {"on"} if not mends else set()
+        left_out |= {"frames"} if self.frames == "channels" else set()
+        return {key: value for key, value in {**whole, "on": mends}.items() if key not in left_out}
 
     def prepare(self, case: Case, labels: Sequence[Label] = ()) -> PreparedArrays:
         """Read and prepare a case; whatever is wrong with it is a CaseError.
@@ -81,41 +112,76 @@ class Preparation:
         labels: where given, any other value in the label map is an error.
         """
         try:
-            volumes = {name: read_ref(ref) for name, ref in case.images.items()}
-            label = None if case.label is None else read_ref(case.label)
+            volumes = {name: read_ref(ref, self.mends) for name, ref in case.images.items()}
             check_images(case, volumes)
-            checked = None if label is None else checked_label(case, label, next(iter(volumes.values())), labels)
+            frames = self._frames(volumes)
+            checked = self._label(case, next(iter(volumes.values())), labels, frames)
         except CaseError:
             raise
         except MedlightError as error:
             raise CaseError(case.id, str(error)) from None
         return self.prepare_volumes(volumes, checked)
 
+    def _label(self, case: Case, image: Volume, labels: Sequence[Label], frames: int) -> npt.NDArray[Any] | None:
+        if case.label is None:
+            return None
+        read = read_ref(case.label)
+        return checked_label(case, read, image, labels, frames)
+
     def prepare_volumes(self, images: dict[str, Volume], label: npt.NDArray[Any] | None = None) -> PreparedArrays:
         """Prepare volumes in memory (used for prediction too); all are brought onto the first one's grid.
 
-        label: a label map ``(I, J, K)`` of unsigned integers on the grid of the first image.
+        label: a label map ``(I, J, K)`` of unsigned integers on the grid of the first image; of a clip, ``(frames, I,
+        J, 1)``. Raises MedlightError where a clip can't be made of them.
         """
         first = next(iter(images.values()))
+        frames = self._frames(images)
         affine, shape = self._grid(first)
-        parts = [to_grid(v.array, v.affine, affine, shape, "image", self.anisotropy_threshold) for v in images.values()]
-        image = np.ascontiguousarray(np.concatenate(parts), dtype=np.float32)
+        image = self._image(images, affine, shape)
         moved = None
         if label is not None:
             moved = to_grid(label, first.affine, affine, shape, "label", self.anisotropy_threshold)
-        foreground, counts = ({}, {}) if moved is None else _foreground(moved)
+        if frames:
+            image = along_k(image.reshape(-1, frames, *shape))
+            moved = None if moved is None else along_k(moved)
+        index, counts = ({}, {}) if moved is None else foreground(moved)
         return PreparedArrays(
             image=image,
             label=moved,
             affine=affine,
-            channels=_channel_names(images),
+            channels=tuple(images) if frames else _channel_names(images),
             stats=[statistics(channel) for channel in image],
             original_affine=first.affine,
             original_shape=first.shape,
-            foreground=foreground,
+            foreground=index,
             counts=counts,
-            values=() if label is None else tuple(np.unique(label).tolist()),
+            values=() if label is None else tuple(values_of(label).tolist()),
+            frames=frames,
+            mended=_mended(images),
         )
+
+    def _image(self, images: dict[str, Volume], affine: Affine, shape: Shape) -> npt.NDArray[np.float32]:
+        """All channels of all images on one grid."""
+        image = np.empty((sum(len(volume.array) for volume in images.values()), *shape), np.float32)
+        start = 0
+        for volume in images.values():
+            part = image[start : start + len(volume.array)]
+            to_grid(volume.array, volume.affine, affine, shape, "image", self.anisotropy_threshold, out=part)
+            start += len(part)
+        return image
+
+    def _frames(self, images: dict[str, Volume]) -> int:
+        """How many frames a clip of these images has; 0 where it is to be none, or they are no 4D scans."""
+        counts = {name: len(volume.array) for name, volume in images.items()}
+        if self.frames == "channels" or set(counts.values()) == {1}:
+            return 0
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise MedlightError(f"frames: clip needs as many frames of every image, and there are {listed}")
+        slices = next(iter(images.values())).shape[2]
+        if slices > 1:
+            raise MedlightError(f"frames: clip takes single slices, and each frame has {slices}; set frames: channels")
+        return next(iter(counts.values()))
 
     def _grid(self, first: Volume) -> tuple[Affine, Shape]:
         """The prepared grid of a case. A 2D image whose slice axis would not stay last keeps its own orientation."""
@@ -124,6 +190,11 @@ class Preparation:
             turned, affine = first.array, first.affine
         shape: Shape = turned.shape[-3:]
         return (affine, shape) if self.spacing is None else spaced_grid(affine, shape, self.spacing)
+
+
+def along_k(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Lay frames ``(..., T, I, J, 1)`` along the last axis: ``(..., I, J, T)``."""
+    return np.ascontiguousarray(np.moveaxis(frames[..., 0], -3, -1))
 
 
 def _channel_names(images: dict[str, Volume]) -> tuple[str, ...]:
@@ -135,21 +206,6 @@ def _channel_names(images: dict[str, Volume]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _foreground(label: npt.NDArray[Any]) -> tuple[dict[int, npt.NDArray[np.int32]], dict[int, int]]:
-    """Voxel indices of each label value, thinned to a fixed number, and how many there were."""
-    flat = label.reshape(-1)
-    where = np.flatnonzero(flat)
-    if where.size == 0:
-        return {}, {}
-    values = flat[where]
-    order = np.argsort(values, kind="stable")
-    where, values = where[order], values[order]
-    found, starts = np.unique(values, return_index=True)
-    index, counts = {}, {}
-    for value, voxels in zip(found.tolist(), np.split(where, starts[1:]), strict=True):
-        counts[value] = voxels.size
-        if voxels.size > FOREGROUND_LIMIT:
-            chosen = np.random.default_rng(value).choice(voxels.size, FOREGROUND_LIMIT, replace=False)
-            voxels = voxels[np.sort(chosen)]
-        index[value] = np.stack(np.unravel_index(voxels, label.shape), axis=1).astype(np.int32)
-    return index, counts
+def _mended(images: dict[str, Volume]) -> tuple[str, ...]:
+    notes = [(name, note) for name, volume in images.items() for note in volume.meta.get("mended", ())]
+    return tuple(note if len(images) == 1 else f"{name}: {note}" for name, note in notes)

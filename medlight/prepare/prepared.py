@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 from medlight.errors import MedlightError
 from medlight.prepare.case import Case
+from medlight.prepare.interpolate import Shape
 from medlight.prepare.preparation import PreparedArrays
-from medlight.prepare.resample import Shape
 from medlight.scans.files import replacing
 from medlight.scans.orientation import Affine
 
@@ -38,8 +38,8 @@ class PreparedCase:
 
     key: name in the store. digest: sha256 of the input's content, whatever the preparation.
     shape, affine, spacing: of the prepared grid, I, J, K and millimetres. stats: one entry a channel
-    (`normalise.statistics`). values: label values of the case as delivered; counts: voxels of each value other than 0
-    as prepared.
+    (`statistics.statistics`). values: label values of the case as delivered; counts: voxels of each value other than 0
+    as prepared. mended: what was mended in the images, a line each.
     """
 
     case: Case
@@ -55,6 +55,7 @@ class PreparedCase:
     values: tuple[int, ...]
     counts: dict[int, int]
     places: dict[str, _Place]
+    mended: tuple[str, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -123,6 +124,7 @@ def write_prepared(arrays: PreparedArrays, path: Path) -> None:
         "stats": arrays.stats,
         "values": arrays.values,
         "counts": sorted(arrays.counts.items()),
+        **({"mended": arrays.mended} if arrays.mended else {}),
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"medlight": json.dumps(facts)})
@@ -148,6 +150,7 @@ def open_prepared(case: Case, path: Path, digest: str) -> PreparedCase:
         values=tuple(facts["values"]),
         counts=dict(facts["counts"]),
         places=places,
+        mended=tuple(facts.get("mended", ())),
     )
 
 

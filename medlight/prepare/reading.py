@@ -1,33 +1,56 @@
-"""Reading what a case refers to: a file, or one entry of an array file."""
+"""Reading what a case refers to: a scan, one frame of it, or one entry of an array file."""
 
 from __future__ import annotations
 
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from medlight.errors import MedlightError
-from medlight.prepare.case import ArrayItem, FileRef
+from medlight.prepare.case import ArrayItem, FileRef, FrameItem
 from medlight.scans import Channel, Volume, read
 from medlight.scans.files import shown
+
+if TYPE_CHECKING:
+    from medlight.scans.dicom.mend import Mends
 
 # A picture's columns run to the patient's left and its rows downwards, as TorchIO has it.
 _PICTURE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def read_ref(ref: FileRef) -> Volume:
-    """Read a file or an array entry as a volume; errors are MedlightErrors that name it."""
+def read_ref(ref: FileRef, mends: Mends | None = None) -> Volume:
+    """Read what a case refers to as a volume; errors are MedlightErrors that name it."""
+    if isinstance(ref, FrameItem):
+        return _frame(_read_4d(ref.path, mends), ref)
     if isinstance(ref, ArrayItem):
         array = read_array(ref.path, ref.key)
         if not 0 <= ref.index < len(array):
             raise MedlightError(f"{shown(ref.path)}: {ref.key} has {len(array)} entries, none at {ref.index}")
         return _picture(array[ref.index])
     return read(ref)
+
+
+def _frame(whole: Volume, ref: FrameItem) -> Volume:
+    if not 0 <= ref.frame < len(whole.array):
+        raise MedlightError(f"{shown(ref.path)}: has {len(whole.array)} frames, none at {ref.frame}")
+    one = slice(ref.frame, ref.frame + 1)
+    return Volume(whole.array[one], whole.affine, whole.channels[one], whole.meta)
+
+
+@lru_cache(maxsize=1)
+def _read_4d(path: Path, mends: Mends | None) -> Volume:
+    """Read a 4D scan once for all its frames, which come one after the other."""
+    return read(path)
+
+
+def forget() -> None:
+    """Let go of the scan whose frames were read last."""
+    _read_4d.cache_clear()
 
 
 def read_array(path: Path, key: str) -> npt.NDArray[Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from medlight.errors import UsageError
-from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, Label
+from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, Label, file_of
 from medlight.prepare.paths import data_path
 from medlight.prepare.reading import read_array
 from medlight.scans import SUFFIXES, stem
@@ -30,7 +30,7 @@ class CaseSource(Protocol):
 
 
 def labels_from(names: Mapping[Any, Any] | None) -> tuple[Label, ...]:
-    """Read the schema of a label map: value to name, or to ``{name, colour, code}``. Background is 0 if not named."""
+    """Read the schema of a label map: value to name, or to ``{name, colour, code, order}``. Unnamed, 0 is background."""
     if not names:
         return ()
     try:
@@ -49,8 +49,14 @@ def labels_from(names: Mapping[Any, Any] | None) -> tuple[Label, ...]:
 def _label(value: int, text: Any) -> Label:
     if not isinstance(text, Mapping):
         return Label(value, str(text))
-    code = text.get("code")
-    return Label(value, str(text["name"]), text.get("colour"), None if code is None else tuple(map(str, code)))  # type: ignore[arg-type]
+    code, order = text.get("code"), text.get("order")
+    return Label(
+        value,
+        str(text["name"]),
+        text.get("colour"),
+        None if code is None else tuple(map(str, code)),  # type: ignore[arg-type]
+        None if order is None else int(order),
+    )
 
 
 def drop_duplicates(cases: list[Case], bad: list[BadCase]) -> list[Case]:
@@ -58,14 +64,9 @@ def drop_duplicates(cases: list[Case], bad: list[BadCase]) -> list[Case]:
     counts = Counter(case.id for case in cases)
     for name, count in counts.items():
         if count > 1:
-            files = ", ".join(shown(_file(case)) for case in cases if case.id == name)
+            files = ", ".join(shown(file_of(next(iter(case.images.values())))) for case in cases if case.id == name)
             bad.append(BadCase(name, f"{files}: {count} cases have the id {name!r}; rename or remove all but one"))
     return [case for case in cases if counts[case.id] == 1]
-
-
-def _file(case: Case) -> Path:
-    ref = next(iter(case.images.values()))
-    return ref.path if isinstance(ref, ArrayItem) else ref
 
 
 class ImageFolders:

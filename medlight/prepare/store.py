@@ -25,11 +25,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medlight.errors import CaseError, MedlightError
-from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, FileRef, Label
+from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, FileRef, FrameItem, Label, file_of
 from medlight.prepare.checks import check_values, named
 from medlight.prepare.digests import file_digests
 from medlight.prepare.preparation import Preparation
 from medlight.prepare.prepared import PreparedCase, open_prepared, write_prepared
+from medlight.prepare.reading import forget
 from medlight.scans.files import shown
 
 VERSION = 1  # of what is written; a higher one leaves older files alone
@@ -97,11 +98,11 @@ class Store:
 
     def _contents(self, cases: Sequence[Case]) -> dict[str, str]:
         """One digest for the content of each case whose files are all there."""
-        refs = {case.id: [*case.images.values(), *([case.label] if case.label else [])] for case in cases}
-        files = file_digests((_path(ref) for entry in refs.values() for ref in entry), self.root / "digests.sqlite")
+        refs = {case.id: _refs(case) for case in cases}
+        files = file_digests((file_of(ref) for entry in refs.values() for ref in entry), self.root / "digests.sqlite")
         contents = {}
         for case in cases:
-            if all(_path(ref) in files for ref in refs[case.id]):
+            if all(file_of(ref) in files for ref in refs[case.id]):
                 images = {name: _digest(ref, files) for name, ref in case.images.items()}
                 label = _digest(case.label, files) if case.label else None
                 contents[case.id] = _sha256([list(images.items()), label])
@@ -120,6 +121,7 @@ class Store:
                 step()
                 if reason:
                     faults[path] = reason
+        forget()
         return faults
 
     def _sweep(self) -> None:
@@ -200,12 +202,18 @@ def _bar(total: int, wanted: bool) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _path(ref: FileRef) -> Path:
-    return ref.path if isinstance(ref, ArrayItem) else ref
+def _refs(case: Case) -> list[FileRef]:
+    return [*case.images.values(), *([case.label] if case.label else [])]
 
 
 def _digest(ref: FileRef, files: dict[Path, str]) -> str:
-    return f"{files[ref.path]}/{ref.key}/{ref.index}" if isinstance(ref, ArrayItem) else files[ref]
+    match ref:
+        case ArrayItem():
+            return f"{files[ref.path]}/{ref.key}/{ref.index}"
+        case FrameItem():
+            return f"{files[ref.path]}/frame {ref.frame}"
+        case _:
+            return files[ref]
 
 
 def _sha256(value: object) -> str:
@@ -227,8 +235,7 @@ def _duplicates(cases: Sequence[Case]) -> list[BadCase]:
 
 
 def _absent(case: Case) -> BadCase:
-    refs = [*case.images.values(), *([case.label] if case.label else [])]
-    file = next(path for path in map(_path, refs) if not path.is_file())
+    file = next(path for path in map(file_of, _refs(case)) if not path.exists())
     return BadCase(case.id, f"{shown(file)}: no such file; restore it, or set on_bad_case: skip")
 
 

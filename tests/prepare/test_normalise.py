@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from medlight.errors import UsageError
 from medlight.prepare import Percentile, Window, ZScore, normaliser_from, statistics
-from medlight.prepare.normalise import PERCENTILES
+from medlight.prepare.statistics import PERCENTILES
 
 SCANS = arrays.arrays(np.float32, st.tuples(*[st.integers(1, 6)] * 3), elements=st.floats(-2000, 3000, width=16))
 
@@ -28,6 +29,19 @@ def test_statistics_are_numpys(scan):
             assert (seen["min"], seen["max"]) == (values.min(), values.max())
             np.testing.assert_allclose(seen["mean"], values.mean(dtype=np.float64), atol=1e-6)
             np.testing.assert_allclose(seen["std"], values.std(dtype=np.float64), atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SCANS)
+def test_statistics_of_a_big_scan_are_found_in_blocks(scan):
+    whole = statistics(scan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["medlight.prepare.statistics"], "BLOCK", 50)  # the package has a function of the name
+        parts = statistics(scan)
+    for one, other in ((whole, parts), (whole["nonzero"], parts["nonzero"])):
+        assert [one[key] for key in ("count", "min", "max")] == [other[key] for key in ("count", "min", "max")]
+        assert one["percentiles"] == other["percentiles"]
+        assert [one[key] for key in ("mean", "std")] == pytest.approx([other[key] for key in ("mean", "std")], abs=1e-9)
 
 
 @given(SCANS)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from medlight.errors import CaseError, UsageError
-from medlight.prepare import ArrayItem, Case, Label, Preparation, restore
+from medlight.prepare import ArrayItem, Case, Label, Preparation, restore, voxels
 from medlight.scans import Volume, orientation, write_nifti
 from tests.data import fake
 
@@ -70,6 +70,17 @@ def test_statistics_and_foreground(tmp_path):
         np.testing.assert_array_equal(index, again)
     assert max(done.counts.values()) > 10_000
     assert done.stats[0]["mean"] == pytest.approx(done.image.mean(dtype=np.float64))
+
+
+def test_foreground_of_a_big_label_map_is_found_in_blocks(monkeypatch):
+    label = np.random.default_rng(0).integers(0, 4, (40, 30, 35), np.uint8)
+    whole, counts = voxels.foreground(label)
+    monkeypatch.setattr(voxels, "SLAB", 999)
+    parts, again = voxels.foreground(label)
+    assert counts == again == {value: int((label == value).sum()) for value in (1, 2, 3)}
+    for value, index in whole.items():
+        np.testing.assert_array_equal(parts[value], index)
+        assert len(index) == 10_000
 
 
 def test_several_images_come_onto_the_first_ones_grid(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medlight.prepare import restore, to_grid, to_spacing
+from medlight.prepare import interpolate, restore, to_grid, to_spacing
 from medlight.prepare.resample import spaced_grid, thick_axis
 from tests.data import fake
 
@@ -206,3 +206,23 @@ def test_labels_with_nothing_in_them():
     moved, _ = to_spacing(empty, np.eye(4), (0.5, 0.5, 0.5), "label")
     assert moved.shape == (9, 11, 13)
     assert not moved.any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(SPACINGS, SPACINGS, st.sampled_from(["RAS", "LPI", "ASR"]), st.booleans(), st.integers(0, 99))
+def test_the_size_of_the_blocks_changes_nothing(start, end, codes, turned, seed):
+    rng = np.random.default_rng(seed)
+    affine = fake.affine(start, codes)
+    grid, shape = spaced_grid(fake.affine(start, "RAS"), (20, 17, 15), end)
+    if turned:
+        grid[:3, :3] = nib.eulerangles.euler2mat(*rng.uniform(-0.4, 0.4, 3)) @ grid[:3, :3]
+    label = rng.integers(0, 4, (17, 20, 15), np.uint8)
+    scans = (rng.normal(0, 1000, (17, 20, 15)).astype(np.int16), smooth((17, 20, 15)), label)
+    kinds = ("image", "probabilities", "label")
+    whole = [to_grid(scan, affine, grid, shape, kind) for scan, kind in zip(scans, kinds, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpolate, "SLAB", 300)
+        patch.setattr(interpolate, "_CUBE", 9)
+        parts = [to_grid(scan, affine, grid, shape, kind) for scan, kind in zip(scans, kinds, strict=True)]
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 if turned and one.dtype == np.float32 else 0)
