@@ -55,10 +55,12 @@ def panel(
     spacing: Sequence[float],
     overlays: Sequence[Overlay] = (),
     labels: Sequence[Label] = (),
+    span: tuple[float, float] | None = None,
 ) -> Pixels:
     """Draw three slices (axial, coronal, sagittal) through the middle of the foreground; one slice where ``K`` is 1.
 
-    image: ``(I, J, K)``, axes along RAS+, any unit; shown between its 1st and 99th percentile.
+    image: ``(I, J, K)``, axes along RAS+, any unit; shown between its 1st and 99th percentile, or where there is a
+        ``span`` between these values.
     spacing: voxel size along I, J, K in mm; every panel is isotropic, at one scale.
     overlays: label maps ``(I, J, K)`` on the image's grid, each filled half-transparent (a prediction) or drawn
         as an outline (the truth); the middle is the centroid of all that is not 0 in any of them.
@@ -75,7 +77,7 @@ def panel(
     views = [_FLAT] if image.shape[2] == 1 else [_AXIAL, _CORONAL, _SAGITTAL]
     sizes = [view.size(image.shape, spacing) for view in views]
     scale = _scale(sizes)
-    grey = _window(image)
+    grey = _window(image, span)
     drawn = [
         _draw(view, grey, overlays, colours, at, (max(1, round(h * scale)), max(1, round(w * scale))))
         for view, (h, w) in zip(views, sizes, strict=True)
@@ -125,15 +127,20 @@ def _scale(sizes: Sequence[tuple[float, float]]) -> float:
     return min(wanted, _LIMIT / max(max(size) for size in sizes))
 
 
-def _window(image: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """Map the 1st to 99th percentile of what is not constant background to 0 to 255."""
+def _window(image: npt.NDArray[Any], span: tuple[float, float] | None) -> npt.NDArray[np.float32]:
+    """Map a span of values to 0 to 255; with none, the 1st to 99th percentile of what is not constant background."""
     values = image[np.isfinite(image)].astype(np.float32, copy=False)
-    inside = values[values != values.min()] if values.size else values
-    low, high = np.percentile(inside, (1, 99)) if inside.size else (0.0, 1.0)
-    low = min(low, float(np.percentile(values, 1))) if values.size else low
+    low, high = span or _percentiles(values)
     width = high - low if high > low else 1.0
     grey = (np.nan_to_num(image.astype(np.float32), nan=low, posinf=high, neginf=low) - low) / width
     return np.clip(grey * 255, 0, 255).astype(np.float32)
+
+
+def _percentiles(values: npt.NDArray[np.float32]) -> tuple[float, float]:
+    inside = values[values != values.min()] if values.size else values
+    low, high = np.percentile(inside, (1, 99)) if inside.size else (0.0, 1.0)
+    low = min(low, float(np.percentile(values, 1))) if values.size else low
+    return float(low), float(high)
 
 
 def _draw(
