@@ -30,7 +30,7 @@ class CaseSource(Protocol):
 
 
 def labels_from(names: Mapping[Any, Any] | None) -> tuple[Label, ...]:
-    """Read the schema of a label map: value to name, or to ``{name, colour, code, order}``. Unnamed, 0 is background."""
+    """Read the schema of a label map: value to name, or ``{name, colour, code, order}``. 0 is background by default."""
     if not names:
         return ()
     try:
