@@ -41,7 +41,7 @@ def read_table(path: Path, channels: tuple[Channel, ...], affine: Affine) -> tup
 
 
 def write_table(path: Path, channels: tuple[Channel, ...], affine: Affine) -> None:
-    """Write the b-values beside the scan ``path``, and the gradients where there are any; nothing where none is known."""
+    """Write the b-values beside the scan ``path``, and the gradients if any; nothing where b isn't known."""
     b_values = [channel.b_value for channel in channels]
     if not b_values or any(b is None for b in b_values):
         return

@@ -64,6 +64,28 @@ def affine_fault(affine: Affine, mend: str) -> str:
     return ""
 
 
+def affine_from(steps: npt.NDArray[np.float64], origin: npt.NDArray[np.float64]) -> Affine:
+    """Build an affine from what a header says: a step along each of two to four axes, and the first voxel's place.
+
+    steps: a row for each axis of the image, in two to four dimensions. A missing third axis gets 1 mm, at right angles.
+    Raises ValueError where the fourth (time, echoes) runs through space.
+    """
+    if steps.ndim != 2 or not (2 <= steps.shape[1] <= 4 and 2 <= len(steps) <= 4) or len(origin) != steps.shape[1]:
+        raise ValueError("its axes run through fewer than two dimensions of space, or more than four")
+    axes, dimensions = steps.shape
+    if np.any(steps[3:, :3]) or np.any(steps[:3, 3:]):
+        raise ValueError("its fourth axis runs through space")
+    affine = np.eye(4)
+    rows = np.zeros((3, 3))
+    rows[: min(axes, 3), : min(dimensions, 3)] = steps[:3, :3]
+    if axes < 3:
+        normal = np.cross(rows[0], rows[1])
+        rows[2] = normal / (np.linalg.norm(normal) or 1)
+    affine[:3, :3] = rows.T
+    affine[: min(dimensions, 3), 3] = origin[:3]
+    return affine
+
+
 def corners_apart(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
     """The furthest that two affines put any corner voxel of an ``(I, J, K)`` grid apart, in millimetres."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])

@@ -107,7 +107,8 @@ def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[Affine, tuple[str
     fault = affine_fault(affine, _MEND)
     if fault or not (header["qform_code"] > 0 and header["sform_code"] > 0):
         return affine, tuple(remarks), fault
-    remark, fault = _two_places(header, _with_slice_axis(_in_millimetres(header.get_qform(), scale), shape), affine, shape)
+    qform = _with_slice_axis(_in_millimetres(header.get_qform(), scale), shape)
+    remark, fault = _two_places(header, qform, affine, shape)
     return affine, (*remarks, *remark), fault
 
 

@@ -40,7 +40,7 @@ def beside(header: Path, name: str) -> Path:
     """
     inside = Path(name)
     if not name or inside.is_absolute() or ".." in inside.parts or "\\" in name or "\0" in name:
-        raise MedlightError(f"{shown(header)}: names {name!r} as its data, outside its own folder; put both in one folder")
+        raise MedlightError(f"{shown(header)}: names {name!r} as its data, not in its own folder; put both in one")
     file = header.parent / inside
     if not file.is_file():
         raise MedlightError(f"{shown(header)}: its data file {name!r} is not there; copy it beside the header")
