@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from medlight.errors import UsageError
+
 
 def shown(path: Path) -> str:
     """Name a file as short as it is clear: inside the data root or the current folder, else in full."""
@@ -15,6 +17,20 @@ def shown(path: Path) -> str:
         if root and path.is_absolute() and path.is_relative_to(root):
             return str(path.relative_to(root))
     return str(path)
+
+
+def apart(source: Path, out: Path) -> None:
+    """Raise UsageError where ``out`` is ``source`` or lies in it: what was given is never written to."""
+    place, target = source.resolve(), out.resolve()
+    if target == place or (place.is_dir() and target.is_relative_to(place)):
+        raise UsageError(f"{out}: lies in {source}, which is never written to; mend: give an OUT elsewhere")
+
+
+def nameless(text: str, path: Path, member: str = "") -> str:
+    """Take the file that a message names out of it, for what is kept: file names may be patients'."""
+    for name in (f"{shown(path)}:{member}", f"{path}:{member}", shown(path), str(path), path.name, member):
+        text = text.replace(name, "") if name else text
+    return " ".join(text.split()).lstrip(": ")
 
 
 @contextmanager
