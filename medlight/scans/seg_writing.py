@@ -1,0 +1,260 @@
+"""Writing a label map as a DICOM segmentation object of its source images (PS3.3 A.51), by highdicom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from medlight.errors import MedlightError
+from medlight.scans.files import replacing, shown
+from medlight.scans.orientation import Affine, orientation, reorient
+from medlight.scans.volume import Volume
+
+if TYPE_CHECKING:
+    from medlight.prepare.case import Label
+    from medlight.scans.dicom.frames import Frame, Stack
+
+Array = npt.NDArray[Any]
+Code = tuple[str, str, str]
+
+# What the standard asks a segmentation to have from its source; nothing else of the source is even read.
+_KEPT = (
+    "SpecificCharacterSet SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber Modality "
+    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber "
+    "ReferringPhysicianName PatientIdentityRemoved DeidentificationMethod FrameOfReferenceUID "
+    "PositionReferenceIndicator Rows Columns NumberOfFrames ImagePositionPatient ImageOrientationPatient PixelSpacing "
+    "SliceThickness LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod "
+    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+).split()
+# Type 2 (PS3.3 C.7.1.1, C.7.2.1): they have to be there, and may be empty.
+_MAYBE_EMPTY = (
+    "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber "
+    "ReferringPhysicianName"
+).split()
+_SAME_PLACE = 0.1  # voxels
+_TISSUE: Code = ("85756007", "SCT", "Tissue")
+_ABNORMAL: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
+_ANATOMY: Code = ("91723000", "SCT", "Anatomical Structure")
+
+
+def write_seg(
+    mask: Volume,
+    source: Path,
+    out: Path,
+    labels: Sequence[Label],
+    made: Literal["automatic", "manual"] = "automatic",
+) -> None:
+    """Write a label map as a DICOM-SEG that refers to the images it was made of; empty frames are left out.
+
+    mask: ``(1, I, J, K)``, whole numbers, 0 is none, on the grid of one series of ``source`` (axes in any order), or on
+    another grid in the same patient coordinates, at right angles. source: the series' folder, file or zip; its headers
+    are read again here, for the patient and the study that the standard asks for. labels: names, colours and coded
+    terms; a value that none names is called ``label 3``, and one without a code is coded as tissue. made: by an algorithm
+    or by hand, for Segment Algorithm Type.
+
+    The file is a binary segmentation, its segment numbers the label values, where these run from 1 to N; else a label
+    map segmentation, which keeps any values. Raises MedlightError where the mask isn't a label map, lies on no series of
+    the source, or the source lacks what a segmentation must refer to.
+    """
+    path, out = Path(source), Path(out)
+    if out.suffix.lower() != ".dcm":
+        raise MedlightError(f"{shown(out)}: a DICOM-SEG is called .dcm; rename it")
+    if len(mask.array) != 1 or mask.array.dtype.kind not in "biu" or mask.array.min() < 0:
+        raise MedlightError(f"{shown(out)}: a segmentation is written from one channel of whole numbers from 0")
+    stack, frames, affine = _source_of(mask, path)
+    turned, moved = reorient(mask.array[0], mask.affine, orientation(affine))
+    images = _headers(frames)
+    on_grid = _same_grid(turned.shape, moved, frames, affine)
+    _fill_in(images, frames, affine)
+    described = _described(mask.array, labels)
+    try:
+        dataset = _segmentation(turned, moved, frames if on_grid else None, images, described, made)
+    except (AttributeError, KeyError, ValueError, TypeError, IndexError) as error:
+        cause = str(error) if isinstance(error, AttributeError) else type(error).__name__  # values may be the patient's
+        raise MedlightError(f"{shown(path)}: no segmentation can refer to these images ({cause}); check them") from None
+    with replacing(out) as temporary:
+        dataset.save_as(temporary, enforce_file_format=True)
+
+
+def _source_of(mask: Volume, path: Path) -> tuple[Stack, tuple[Frame, ...], Affine]:
+    """Return the volume that the mask was made of, its frames in order (of the first channel), and their affine."""
+    from medlight.scans.dicom.geometry import affine as affine_of
+    from medlight.scans.dicom.survey import survey
+
+    found = []
+    for stack in survey([path]).stacks:
+        if stack.kind == "image" and stack.frames and stack.verdict.status != "unreadable":
+            frames = stack.frames[: len(stack.frames) // len(stack.channels)]
+            found.append((stack, frames, affine_of(frames)))
+    if not found:
+        raise MedlightError(f"{shown(path)}: holds no image that a segmentation could be made of; give its series")
+    if len(found) > 1:
+        turned = ((reorient(mask.array[0], mask.affine, orientation(affine)), f, affine) for _, f, affine in found)
+        fits = [_same_grid(array.shape, moved, frames, affine) for (array, moved), frames, affine in turned]
+        found = [entry for entry, fit in zip(found, fits, strict=True) if fit] or found
+    if len(found) > 1:
+        raise MedlightError(f"{shown(path)}: {len(found)} series could be what the mask was made of; give the one")
+    return found[0]
+
+
+def _same_grid(shape: tuple[int, ...], affine: Affine, frames: Sequence[Frame], other: Affine) -> bool:
+    """Whether voxels are the source's pixels: of the same number, in the same place."""
+    rows, columns = frames[0].shape
+    if shape != (columns, rows, len(frames)):
+        return False
+    corners = np.array([(i, j, k, 1) for i in (0, columns - 1) for j in (0, rows - 1) for k in (0, len(frames) - 1)])
+    apart = np.linalg.inv(other) @ affine - np.eye(4)
+    return bool(np.abs(corners @ apart[:3].T).max() < _SAME_PLACE)
+
+
+def _headers(frames: Sequence[Frame]) -> list[Any]:
+    """Read the headers of the frames' objects, each once, in the frames' order."""
+    from pydicom import dcmread
+    from pydicom.datadict import tag_for_keyword
+
+    from medlight.scans.dicom.tree import open_place
+
+    tags = [tag for keyword in _KEPT if (tag := tag_for_keyword(keyword)) is not None]
+    images = []
+    for place in dict.fromkeys(frame.place for frame in frames):
+        with open_place(place) as stream:
+            images.append(dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True))
+    return images
+
+
+def _fill_in(images: Sequence[Any], frames: Sequence[Frame], affine: Affine) -> None:
+    """Give the headers in memory what highdicom asks of them and scanners may leave out, or get wrong.
+
+    Spacing Between Slices is left out, so that it is computed from the positions; orientations that differ by rounding
+    are made one; shared and per-frame places of an enhanced object are made shared.
+    """
+    from highdicom import PixelMeasuresSequence, PlaneOrientationSequence
+    from pydicom.uid import generate_uid
+
+    first, step = frames[0], float(np.linalg.norm(affine[:3, 2]))
+    for image in images:
+        for keyword in _MAYBE_EMPTY:
+            if keyword not in image:
+                setattr(image, keyword, None)
+        if image.PatientSex not in ("M", "F", "O", "", None):
+            image.PatientSex = None
+        if first.along_row is None or first.along_column is None:
+            continue
+        if "FrameOfReferenceUID" not in image:
+            image.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(image.get("SeriesInstanceUID"))])
+        axes = (*first.along_row, *first.along_column)
+        if "SharedFunctionalGroupsSequence" in image:
+            shared = image.SharedFunctionalGroupsSequence[0]
+            shared.PlaneOrientationSequence = PlaneOrientationSequence("PATIENT", axes)
+            shared.PixelMeasuresSequence = PixelMeasuresSequence(first.spacing, first.thickness or step)
+        else:
+            image.ImageOrientationPatient = [f"{value:.12g}"[:16] for value in axes]
+            image.SliceThickness = first.thickness or step
+
+
+def _segmentation(
+    array: Array,
+    affine: Affine,
+    frames: Sequence[Frame] | None,
+    images: list[Any],
+    described: Mapping[int, Label],
+    made: Literal["automatic", "manual"],
+) -> Any:
+    """Build the object. frames: those whose pixels the voxels are, in order; None where the grid is another one."""
+    from highdicom import UID
+    from highdicom.seg import Segmentation
+
+    from medlight import __version__
+
+    numbered = list(described) == list(range(1, len(described) + 1))
+    pixels, images = _pixels(array, affine, frames, images)
+    return Segmentation(
+        source_images=images,
+        pixel_array=pixels,
+        segmentation_type="BINARY" if numbered else "LABELMAP",
+        segment_descriptions=[_description(value, label, made) for value, label in described.items()],
+        series_instance_uid=UID(),
+        series_number=1000 + int(images[0].get("SeriesNumber") or 0) % 100_000,
+        sop_instance_uid=UID(),
+        instance_number=1,
+        manufacturer="medlight",
+        manufacturer_model_name="medlight",
+        software_versions=__version__,
+        device_serial_number=__version__,
+        content_label="SEGMENTATION",
+        series_description="Segmentation",
+        specific_character_set="ISO_IR 192",
+        omit_empty_frames=True,
+    )
+
+
+def _pixels(array: Array, affine: Affine, frames: Sequence[Frame] | None, images: list[Any]) -> tuple[Any, list[Any]]:
+    """Return what highdicom takes: slices in the order of the source's images, or a volume with its own place.
+
+    A mask with nothing in it is one empty frame: an object can't have none.
+    """
+    from highdicom import Volume as Placed
+
+    planes = np.ascontiguousarray(array.transpose(2, 1, 0))
+    planes = planes.astype(np.uint8 if planes.max() <= np.iinfo(np.uint8).max else np.uint16)
+    if frames is not None and len(images) == len(frames):
+        used = slice(None) if planes.any() else slice(1)
+        return planes[used], images[used]
+    if frames is not None and len(frames) == int(images[0].NumberOfFrames):
+        return planes[np.argsort([frame.index for frame in frames])], images
+    by_slice = affine[:, [2, 1, 0, 3]]
+    return Placed(planes, by_slice, "PATIENT", from_reference_convention="RAS"), images
+
+
+def _described(array: Array, labels: Sequence[Label]) -> dict[int, Label]:
+    """Return the label of each value that is in the schema or in the mask; background is none."""
+    from medlight.prepare.case import Label
+
+    named = {label.value: label for label in labels}
+    values = sorted({*named, *np.unique(array).tolist()} - {0}) or [1]
+    return {value: named.get(value) or Label(value, f"label {value}") for value in values}
+
+
+def _description(value: int, label: Label, made: Literal["automatic", "manual"]) -> Any:
+    """Describe one segment with coded terms (PS3.3 C.8.20.4)."""
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+    from PIL import ImageColor
+    from pydicom.sr.codedict import codes
+    from pydicom.sr.coding import Code as Term
+
+    from medlight import __version__
+
+    term = Term(*(label.code or _TISSUE))
+    if not (0 < len(label.name) <= 64 and term.value and 0 < len(term.scheme_designator) <= 16 and term.meaning):
+        raise MedlightError(
+            f"label_names: {label.name!r} can't be a segment; a name has 1 to 64 characters, and a code is "
+            "[value, scheme, meaning], as [10200004, SCT, Liver]"
+        )
+    by_hand = made == "manual"
+    algorithm = AlgorithmIdentificationSequence("medlight", codes.cid7162.ArtificialIntelligence, __version__)
+    return SegmentDescription(
+        segment_number=value,
+        segment_label=label.name,
+        segmented_property_category=Term(*_category(term)),
+        segmented_property_type=term,
+        algorithm_type="MANUAL" if by_hand else "AUTOMATIC",
+        algorithm_identification=None if by_hand else algorithm,
+        display_color=CIELabColor.from_rgb(*ImageColor.getrgb(label.colour)[:3]) if label.colour else None,
+    )
+
+
+def _category(term: Any) -> Code:
+    """Return the category (CID 7150) of a term: what it is a kind of in the standard's own lists, else anatomy."""
+    from pydicom.sr.codedict import codes
+
+    if any(term == known for known in (*codes.cid7159.concepts.values(), *codes.cid7194.concepts.values())):
+        return _ABNORMAL
+    if term.value == _TISSUE[0] or any(term == known for known in codes.cid7191.concepts.values()):
+        return _TISSUE
+    return _ANATOMY
