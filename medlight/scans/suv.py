@@ -164,7 +164,7 @@ def _wait(dataset: Dataset, info: Dataset) -> float:
 
 
 def _scan_time(dataset: Dataset) -> datetime.datetime:
-    """When the scan began: the series' time, unless it is later than the acquisition's (a derived series), then GE's."""
+    """When the scan began: the series' time; of a derived series, whose time is later, GE's or the acquisition's."""
     series = _together(dataset, "Series")
     acquired = _together(dataset, "Acquisition")
     if series is not None and (acquired is None or series <= acquired):

@@ -11,12 +11,17 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Channel:
-    """What one channel of a volume shows; ``None`` where it is not known."""
+    """What one channel of a volume shows; ``None`` where it is not known.
+
+    name: ``red``, ``green``, ``blue`` for colour. frame_time_ms: since the first frame. b_value: s/mm2, its gradient a
+    unit vector in RAS+ (none for b = 0).
+    """
 
     name: str = ""
     frame_time_ms: float | None = None
     b_value: float | None = None
     echo_time_ms: float | None = None
+    gradient: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,8 +56,8 @@ def apply_window(array: npt.NDArray[Any], centre: float, width: float, function:
     """Map values to 0 (black) to 1 (white), any shape, as float32.
 
     LINEAR (C.11.2.1.2.1) is meant for whole numbers: a width of 1 is a threshold, and the ramp is one narrower than
-    that of LINEAR_EXACT (C.11.2.1.3.2). SIGMOID is C.11.2.1.3.1. Values that are not numbers become 0. Raises UsageError
-    for a width below 1 (LINEAR) or not above 0.
+    that of LINEAR_EXACT (C.11.2.1.3.2). SIGMOID is C.11.2.1.3.1. Values that are not numbers become 0. Raises
+    UsageError for a width below 1 (LINEAR) or not above 0.
     """
     _check(width, function)
     values = np.asarray(array, dtype=np.float64)
