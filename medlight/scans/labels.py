@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from medlight.errors import MedlightError
 from medlight.scans.files import shown
+from medlight.scans.read import check_file, format_of, read
 from medlight.scans.regions import Array, Code, Drawing, Grid, Piece, Region
 from medlight.scans.volume import Channel, Volume
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from medlight.prepare.case import Label
     from medlight.scans.dicom.frames import Place
 
-_OTHERS = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".tif", ".tiff", ".jpg", ".jpeg", ".npz")
 _LARGEST = int(np.iinfo(np.uint16).max)
 _HALF = 0.5  # a voxel is of a fractional segment from here on
 
@@ -42,8 +42,6 @@ def read_label(path: Path, image: Volume, labels: Sequence[Label] = ()) -> Volum
     path = Path(path)
     drawing = drawing_of(path)
     if drawing is None:
-        from medlight.scans.read import read
-
         return read(path)
     values = match(drawing, labels)
     ranks = {label.value: label.order for label in labels}
@@ -118,8 +116,9 @@ def _shared_out(
 
 def drawing_of(path: Path) -> Drawing | None:
     """Open a DICOM-SEG or RTSTRUCT, or the one such object in a folder or zip; None where there is none."""
-    if path.name.lower().endswith(_OTHERS):
+    if format_of(path) != "dicom":
         return None
+    check_file(path)
     from medlight.scans.dicom.decode import naming
     from medlight.scans.dicom.header import parse
     from medlight.scans.dicom.tree import objects
