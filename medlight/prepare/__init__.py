@@ -1,6 +1,7 @@
 """Volumes to prepared cases: sources, splits, preparation, normalisers, store. Nothing here imports torch."""
 
-from medlight.prepare.case import ArrayItem, BadCase, Box, Case, CaseList, Label
+from medlight.prepare.case import ArrayItem, BadCase, Box, Case, CaseList, FrameItem, Label
+from medlight.prepare.frames import FramesAsSamples
 from medlight.prepare.manifest import Manifest
 from medlight.prepare.normalise import Normaliser, Percentile, Scaling, Window, ZScore, normaliser_from
 from medlight.prepare.paths import data_path
@@ -20,6 +21,8 @@ __all__ = [
     "CaseList",
     "CaseSource",
     "Decathlon",
+    "FrameItem",
+    "FramesAsSamples",
     "GivenSplit",
     "ImageFolders",
     "KFold",

@@ -26,7 +26,7 @@ def file_digests(paths: Iterable[Path], memory: Path) -> dict[Path, str]:
     """Return one sha256 for the content of each file, or of all files in a folder; absent ones are left out.
 
     A folder's is that of its files' digests, sorted: names and order don't count, so that it is the same wherever the
-    folder was copied to. The data file of a detached header (.mhd, .nhdr) counts with it.
+    folder was copied to. The data file that a header names (.mhd, .nhdr) counts with it.
     memory: an SQLite file with the digests known so far, by path, size and time of change. Several processes may use
     it at once. A file that changed within the last two seconds is digested, and not remembered.
     """
@@ -57,12 +57,10 @@ def _parts(path: Path) -> list[Path]:
     """The files whose content counts: those of a folder, or a file and what its header refers to."""
     if path.is_dir():
         return list(_files(path))
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
+    if path.suffix.lower() not in (".mhd", ".mha", ".nhdr", ".nrrd"):
         return [path]
     with path.open("rb") as stream:
-        named = [os.fsdecode(name) for name in _DETACHED.findall(stream.read(_HEADER)) if name.upper() != b"LOCAL"]
-    if any("%" in name or name.upper().startswith("LIST") for name in named):  # one file a slice
-        return [file for file in path.parent.iterdir() if file.is_file()]
+        named = [os.fsdecode(name) for name in _DETACHED.findall(stream.read(_HEADER)) if b"\0" not in name]
     return [path, *(file for name in named if (file := path.parent / name).is_file())]
 
 

@@ -14,6 +14,7 @@ from medlight.prepare.case import BadCase, Box, Case, CaseList
 from medlight.prepare.paths import data_path
 from medlight.prepare.sources import drop_duplicates, labels_from, read_json
 from medlight.scans.files import shown
+from medlight.scans.read import format_of
 
 COLUMNS = ("id", "image", "image:NAME", "label", "target", "subject", "site", "split", "boxes", "table:NAME")
 SPLITS = ("train", "val", "test")
@@ -23,7 +24,9 @@ Row = Mapping[str, Any]
 class Manifest:
     """Cases listed in a CSV or JSON file.
 
-    Columns: ``id``; ``image``, or ``image:NAME`` for each of several; ``label`` (a label map); ``target`` (a class
+    Columns: ``id`` (a DICOM case without one goes by a digest of its content, see `Store.prepare`); ``image``, or
+    ``image:NAME`` for each of several: a file, or the folder or zip of a DICOM series; ``label`` (a label map, a
+    DICOM-SEG or an RTSTRUCT, as a file or alone in a folder); ``target`` (a class
     index or name; several numbers as ``0;1;1`` for several labels at once; a number with a point for regression);
     ``subject``, ``site``, ``split`` (train, val, test); ``table:NAME``. JSON is a list of such rows (or has it under
     ``cases``), and may have ``boxes``: a list of ``{low: [i, j, k], high: [i, j, k], label: n}``. Paths are relative to
@@ -48,7 +51,7 @@ class Manifest:
         classes = _class_names(rows)
         cases = []
         for number, row in enumerate(rows, start=1):
-            name = str(row.get("id") or "").strip() or f"row {number}"
+            name = str(row.get("id") or "").strip() or _unnamed(row) or f"row {number}"
             fault = self._fault(file, row, asked)
             try:
                 case = None if fault else _case(file, name, row, classes)
@@ -65,14 +68,14 @@ class Manifest:
 
     def _fault(self, file: Path, row: Row, asked: list[str]) -> str | None:
         """What is wrong with a row, and the mend."""
-        if not _filled(row, "id"):
-            return "has no id; give each case its own"
         images = _images(file, row)
         if not images:
             return "has no image; fill the column image (or image:NAME)"
+        if not _filled(row, "id") and format_of(next(iter(images.values()))) != "dicom":
+            return "has no id; give each case its own"
         files = list(images.values()) + ([file.parent / str(row["label"])] if _filled(row, "label") else [])
         for path in files:
-            if not path.is_file():
+            if not path.exists():
                 return f"{shown(path)} is not there; add the file, correct the path, or set on_bad_case: skip"
         for column in asked:
             if not _filled(row, column) and not self.unlabelled:
@@ -118,6 +121,12 @@ def _images(file: Path, row: Row) -> dict[str, Path]:
     return {name: file.parent / str(row[key]).strip() for name, key in named.items() if _filled(row, key)}
 
 
+def _unnamed(row: Row) -> str:
+    """What a case without id is called until its content is known: its path, which no other has."""
+    first = next((str(row[key]) for key in row if key.split(":")[0] == "image" and _filled(row, key)), "")
+    return "_".join(part for part in Path(first.strip()).parts if part not in ("/", "..", "."))
+
+
 def _case(file: Path, name: str, row: Row, classes: tuple[str, ...]) -> Case:
     def text(column: str) -> str | None:
         return str(row[column]).strip() if _filled(row, column) else None
@@ -135,6 +144,7 @@ def _case(file: Path, name: str, row: Row, classes: tuple[str, ...]) -> Case:
         subject=text("subject"),
         site=text("site"),
         split=text("split"),
+        private=not _filled(row, "id"),
     )
 
 

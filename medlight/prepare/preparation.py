@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,11 +15,12 @@ from medlight.errors import CaseError, MedlightError, UsageError
 from medlight.prepare.case import Case, Label
 from medlight.prepare.checks import check_images, checked_label
 from medlight.prepare.interpolate import Shape
-from medlight.prepare.reading import read_ref
+from medlight.prepare.reading import colours, read_ref
 from medlight.prepare.resample import spaced_grid, to_grid
 from medlight.prepare.statistics import statistics
 from medlight.prepare.voxels import foreground, values_of
 from medlight.scans import Volume, reorient
+from medlight.scans.labels import read_label
 from medlight.scans.orientation import Affine
 
 if TYPE_CHECKING:
@@ -125,7 +127,7 @@ class Preparation:
     def _label(self, case: Case, image: Volume, labels: Sequence[Label], frames: int) -> npt.NDArray[Any] | None:
         if case.label is None:
             return None
-        read = read_ref(case.label)
+        read = read_label(case.label, image, labels) if isinstance(case.label, Path) else read_ref(case.label)
         return checked_label(case, read, image, labels, frames)
 
     def prepare_volumes(self, images: dict[str, Volume], label: npt.NDArray[Any] | None = None) -> PreparedArrays:
@@ -137,19 +139,17 @@ class Preparation:
         first = next(iter(images.values()))
         frames = self._frames(images)
         affine, shape = self._grid(first)
-        image = self._image(images, affine, shape)
+        image = self._image(images, affine, shape, frames)
         moved = None
         if label is not None:
             moved = to_grid(label, first.affine, affine, shape, "label", self.anisotropy_threshold)
-        if frames:
-            image = along_k(image.reshape(-1, frames, *shape))
-            moved = None if moved is None else along_k(moved)
+            moved = along_k(moved) if frames else moved
         index, counts = ({}, {}) if moved is None else foreground(moved)
         return PreparedArrays(
             image=image,
             label=moved,
             affine=affine,
-            channels=tuple(images) if frames else _channel_names(images),
+            channels=_channel_names(images, frames),
             stats=[statistics(channel) for channel in image],
             original_affine=first.affine,
             original_shape=first.shape,
@@ -160,19 +160,24 @@ class Preparation:
             mended=_mended(images),
         )
 
-    def _image(self, images: dict[str, Volume], affine: Affine, shape: Shape) -> npt.NDArray[np.float32]:
-        """All channels of all images on one grid."""
-        image = np.empty((sum(len(volume.array) for volume in images.values()), *shape), np.float32)
+    def _image(self, images: dict[str, Volume], affine: Affine, shape: Shape, frames: int) -> npt.NDArray[np.float32]:
+        """All channels of all images on one grid; the frames of a clip along K."""
+        counts = [len(volume.array) // (frames or 1) for volume in images.values()]
+        image = np.empty((sum(counts), *shape[:2], frames or shape[2]), np.float32)
         start = 0
-        for volume in images.values():
-            part = image[start : start + len(volume.array)]
-            to_grid(volume.array, volume.affine, affine, shape, "image", self.anisotropy_threshold, out=part)
-            start += len(part)
+        for volume, count in zip(images.values(), counts, strict=True):
+            part = image[start : start + count]
+            start += count
+            out = np.empty((frames, count, *shape), np.float32) if frames else part
+            moved = out.reshape(-1, *shape)
+            to_grid(volume.array, volume.affine, affine, shape, "image", self.anisotropy_threshold, out=moved)
+            if frames:
+                part[...] = np.moveaxis(out[..., 0], 0, -1)
         return image
 
     def _frames(self, images: dict[str, Volume]) -> int:
         """How many frames a clip of these images has; 0 where it is to be none, or they are no 4D scans."""
-        counts = {name: len(volume.array) for name, volume in images.items()}
+        counts = {name: len(volume.array) // colours(volume) for name, volume in images.items()}
         if self.frames == "channels" or set(counts.values()) == {1}:
             return 0
         if len(set(counts.values())) > 1:
@@ -197,10 +202,10 @@ def along_k(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(frames[..., 0], -3, -1))
 
 
-def _channel_names(images: dict[str, Volume]) -> tuple[str, ...]:
+def _channel_names(images: dict[str, Volume], frames: int) -> tuple[str, ...]:
     names: list[str] = []
     for name, volume in images.items():
-        count = len(volume.array)
+        count = len(volume.array) // (frames or 1)
         known = [channel.name for channel in volume.channels] or [""] * count
         names += [name] if count == 1 else [f"{name}:{known[n] or n}" for n in range(count)]
     return tuple(names)

@@ -15,6 +15,7 @@ from medlight.errors import MedlightError
 from medlight.prepare.case import ArrayItem, FileRef, FrameItem
 from medlight.scans import Channel, Volume, read
 from medlight.scans.files import shown
+from medlight.scans.read import format_of
 
 if TYPE_CHECKING:
     from medlight.scans.dicom.mend import Mends
@@ -32,20 +33,31 @@ def read_ref(ref: FileRef, mends: Mends | None = None) -> Volume:
         if not 0 <= ref.index < len(array):
             raise MedlightError(f"{shown(ref.path)}: {ref.key} has {len(array)} entries, none at {ref.index}")
         return _picture(array[ref.index])
-    return read(ref)
+    return read(ref, mends)
+
+
+def drawn(ref: FileRef | None) -> bool:
+    """Whether a label is a DICOM-SEG or RTSTRUCT: the schema says which of its segments becomes which voxel value."""
+    return isinstance(ref, Path) and format_of(ref) == "dicom"
+
+
+def colours(volume: Volume) -> int:
+    """How many channels make one frame: 3 in colour, else 1."""
+    return 3 if [channel.name for channel in volume.channels[:3]] == ["red", "green", "blue"] else 1
 
 
 def _frame(whole: Volume, ref: FrameItem) -> Volume:
-    if not 0 <= ref.frame < len(whole.array):
-        raise MedlightError(f"{shown(ref.path)}: has {len(whole.array)} frames, none at {ref.frame}")
-    one = slice(ref.frame, ref.frame + 1)
+    width = colours(whole)
+    if not 0 <= ref.frame < len(whole.array) // width:
+        raise MedlightError(f"{shown(ref.path)}: has {len(whole.array) // width} frames, none at {ref.frame}")
+    one = slice(ref.frame * width, (ref.frame + 1) * width)
     return Volume(whole.array[one], whole.affine, whole.channels[one], whole.meta)
 
 
 @lru_cache(maxsize=1)
 def _read_4d(path: Path, mends: Mends | None) -> Volume:
     """Read a 4D scan once for all its frames, which come one after the other."""
-    return read(path)
+    return read(path, mends)
 
 
 def forget() -> None:

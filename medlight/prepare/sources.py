@@ -14,9 +14,10 @@ from typing import Any, Protocol, runtime_checkable
 
 from medlight.errors import UsageError
 from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, Label, file_of
+from medlight.prepare.folders import KINDS, scans_in
 from medlight.prepare.paths import data_path
 from medlight.prepare.reading import read_array
-from medlight.scans import SUFFIXES, stem
+from medlight.scans import stem
 from medlight.scans.files import shown
 
 
@@ -70,7 +71,10 @@ def drop_duplicates(cases: list[Case], bad: list[BadCase]) -> list[Case]:
 
 
 class ImageFolders:
-    """A folder of images and a folder of label maps with the same file names (NIfTI).
+    """A folder of images and a folder of label maps with the same names.
+
+    A scan is a file of any format that is read, or a sub-folder that holds a DICOM series; a label may be a DICOM-SEG
+    or an RTSTRUCT, as a file or alone in a sub-folder. DICOM cases go by a digest of their content (`Store.prepare`).
 
     images, labels: folders, found as `data_path` says. label_names: voxel value to name (or to ``{name: ..., colour:
     "#rrggbb", code: [value, scheme, meaning]}``); where left out, the values found in the data are used. unlabelled:
@@ -92,10 +96,10 @@ class ImageFolders:
     def cases(self) -> CaseList:
         """List the cases by name."""
         bad: list[BadCase] = []
-        images = _scans(data_path(self.images), bad)
+        images = scans_in(data_path(self.images), bad)
         if not images:
-            raise UsageError(f"{self.images}: no {' or '.join(SUFFIXES)} files in this folder")
-        labels = {} if self.labels is None else _scans(data_path(self.labels), bad)
+            raise UsageError(f"{self.images}: {KINDS}")
+        labels = {} if self.labels is None else scans_in(data_path(self.labels), bad)
         known = {entry.id for entry in bad}
         cases = []
         for name in sorted((images.keys() | labels.keys()) - known):
@@ -122,22 +126,6 @@ def _no_label(image: Path, wanted: Path) -> str:
         f"{shown(image)}: an image with no label {wanted}; add the label, remove the image, "
         f"set unlabelled: true, {_MEND}"
     )
-
-
-def _scans(folder: Path, bad: list[BadCase]) -> dict[str, Path]:
-    """The scans of a folder by id (hidden files left out); two files with one id are bad."""
-    if not folder.is_dir():
-        raise UsageError(f"{shown(folder)}: is a file; give the folder that holds the scans")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.lower().endswith(SUFFIXES):
-            continue
-        name = stem(path)
-        if name in files:
-            both = f"{shown(files[name])} and {path.name}: two files for the id {name!r}; remove one"
-            bad.append(BadCase(name, both))
-        files[name] = path
-    return files
 
 
 class Decathlon:

@@ -7,8 +7,6 @@ processes that share it need no locks: each file is written beside its place and
 
 from __future__ import annotations
 
-import hashlib
-import json
 import multiprocessing
 import time
 from collections import Counter
@@ -25,13 +23,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medlight.errors import CaseError, MedlightError
-from medlight.prepare.case import ArrayItem, BadCase, Case, CaseList, FileRef, FrameItem, Label, file_of
+from medlight.prepare.case import BadCase, Case, CaseList, Label
 from medlight.prepare.checks import check_values, named
-from medlight.prepare.digests import file_digests
+from medlight.prepare.contents import identified, sha256
 from medlight.prepare.preparation import Preparation
 from medlight.prepare.prepared import PreparedCase, open_prepared, write_prepared
-from medlight.prepare.reading import forget
-from medlight.scans.files import shown
+from medlight.prepare.reading import drawn, forget
 
 VERSION = 1  # of what is written; a higher one leaves older files alone
 _STALE_S = 3600.0
@@ -74,6 +71,7 @@ class Store:
         cases: with a `CaseList`, its bad cases count too, and its labels are used where none are given.
         labels: where there are none, each value that the label maps hold gets a name, ``label 1`` and so on.
         workers: processes; 0 works in this one. progress: show a bar (on a terminal only).
+        A DICOM case that no manifest names comes back with a digest of its content for an id.
         Raises CaseError for bad cases unless ``on_bad_case`` is ``skip``; what was prepared by then stays prepared.
         """
         listed = cases if isinstance(cases, CaseList) else CaseList(list(cases))
@@ -82,12 +80,13 @@ class Store:
         _refuse(bad, on_bad_case)
         unique = _unique(listed.cases)
         self._sweep()
-        contents = self._contents(unique)
-        jobs = [(case, self._path(contents[case.id], preparation)) for case in unique if case.id in contents]
-        bad += [_absent(case) for case in unique if case.id not in contents]
+        known, absent = identified(unique, self.root / "digests.sqlite")
+        bad += absent
+        contents = {case.id: content for case, content in known}
+        jobs = [(case, self._path(case, content, preparation, schema)) for case, content in known]
         ready = {case.id: _ready(case, path, contents[case.id]) for case, path in jobs}
         missing = list({path: (case, path) for case, path in jobs if ready[case.id] is None}.values())
-        faults = self._compute(missing, preparation, workers, progress)
+        faults = self._compute(missing, preparation, schema, workers, progress)
         bad += [BadCase(case.id, faults[path]) for case, path in jobs if path in faults]
         sound = [(case, path) for case, path in jobs if path not in faults]
         whole = [ready[case.id] or open_prepared(case, path, contents[case.id]) for case, path in sound]
@@ -96,26 +95,19 @@ class Store:
         computed, reused = len(missing) - len(faults), len(jobs) - len(missing)
         return PreparedSet(done, bad, schema or _found_labels(done), computed, reused)
 
-    def _contents(self, cases: Sequence[Case]) -> dict[str, str]:
-        """One digest for the content of each case whose files are all there."""
-        refs = {case.id: _refs(case) for case in cases}
-        files = file_digests((file_of(ref) for entry in refs.values() for ref in entry), self.root / "digests.sqlite")
-        contents = {}
-        for case in cases:
-            if all(file_of(ref) in files for ref in refs[case.id]):
-                images = {name: _digest(ref, files) for name, ref in case.images.items()}
-                label = _digest(case.label, files) if case.label else None
-                contents[case.id] = _sha256([list(images.items()), label])
-        return contents
-
-    def _path(self, content: str, preparation: Preparation) -> Path:
-        key = _sha256([VERSION, content, preparation.to_dict()])
+    def _path(self, case: Case, content: str, preparation: Preparation, schema: Sequence[Label]) -> Path:
+        parts: list[object] = [VERSION, content, preparation.to_dict()]
+        if drawn(case.label):  # the schema says which of its segments becomes which value
+            parts.append([[label.value, label.name, label.code, label.order] for label in schema])
+        key = sha256(parts)
         return self.root / f"v{VERSION}" / key[:2] / f"{key}.safetensors"
 
-    def _compute(self, jobs: Sequence[_Job], preparation: Preparation, workers: int, progress: bool) -> dict[Path, str]:
+    def _compute(
+        self, jobs: Sequence[_Job], preparation: Preparation, schema: Sequence[Label], workers: int, progress: bool
+    ) -> dict[Path, str]:
         """Prepare and write; returns the reason for each that could not be."""
         faults: dict[Path, str] = {}
-        work = partial(_prepare_one, preparation)
+        work = partial(_prepare_one, preparation, schema)
         with _bar(len(jobs), progress) as step, _mapper(min(workers, len(jobs))) as run:
             for (_, path), reason in zip(jobs, run(work, jobs), strict=True):
                 step()
@@ -160,11 +152,11 @@ def _with_known_values(
     return fine
 
 
-def _prepare_one(preparation: Preparation, job: _Job) -> str | None:
+def _prepare_one(preparation: Preparation, schema: Sequence[Label], job: _Job) -> str | None:
     """Prepare and write one case; returns what is wrong with it, if anything is."""
     case, path = job
     try:
-        write_prepared(preparation.prepare(case), path)
+        write_prepared(preparation.prepare(case, schema if drawn(case.label) else ()), path)
     except CaseError as error:
         return str(error)
     except Exception as error:
@@ -202,24 +194,6 @@ def _bar(total: int, wanted: bool) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _refs(case: Case) -> list[FileRef]:
-    return [*case.images.values(), *([case.label] if case.label else [])]
-
-
-def _digest(ref: FileRef, files: dict[Path, str]) -> str:
-    match ref:
-        case ArrayItem():
-            return f"{files[ref.path]}/{ref.key}/{ref.index}"
-        case FrameItem():
-            return f"{files[ref.path]}/frame {ref.frame}"
-        case _:
-            return files[ref]
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _unique(cases: Sequence[Case]) -> list[Case]:
     counts = Counter(case.id for case in cases)
     return [case for case in cases if counts[case.id] == 1]
@@ -232,11 +206,6 @@ def _duplicates(cases: Sequence[Case]) -> list[BadCase]:
         for name, count in counts.items()
         if count > 1
     ]
-
-
-def _absent(case: Case) -> BadCase:
-    file = next(path for path in map(file_of, _refs(case)) if not path.exists())
-    return BadCase(case.id, f"{shown(file)}: no such file; restore it, or set on_bad_case: skip")
 
 
 def _refuse(bad: Sequence[BadCase], on_bad_case: Literal["error", "skip"]) -> None:
