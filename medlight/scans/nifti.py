@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ _MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 _MILLISECONDS = {"sec": 1e3, "msec": 1.0, "usec": 1e-3}
 _TEMPLATES = (3, 4, 5)  # sform codes of a space other than the scanner's: Talairach, MNI 152, another template
 _APART = 0.1  # of the smallest voxel, and never below 0.1 mm, which rounding of a quaternion reaches near a half turn
+_QUIET = logging.Logger("nifti", logging.CRITICAL + 1)
 _MEND = "set its sform or qform, with fslorient or nibabel"
 
 
@@ -74,13 +76,24 @@ def _opened(path: Path) -> Iterator[tuple[Any, BinaryIO]]:
             stream: Any = gzip.GzipFile(fileobj=file) if packed else file
             start = stream.read(348)
             if 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big")):
-                yield nib.Nifti2Header(start + stream.read(540 - 348)), stream
+                yield _sound(nib.Nifti2Header(start + stream.read(540 - 348), check=False)), stream
             else:
-                yield nib.Nifti1Header(start), stream
+                yield _sound(nib.Nifti1Header(start, check=False)), stream
     except _UNREADABLE as error:
         raise MedlightError(
             f"{shown(path)}: can't be read as NIfTI ({reason(error)}); copy it again or remove it"
         ) from None
+
+
+def _sound(header: Any) -> Any:
+    """Return a header that nibabel finds sound; ValueError where what it would mend decides where voxels lie."""
+    if header["magic"].tobytes()[:3] not in (b"n+1", b"n+2"):
+        raise ValueError("it says neither n+1 nor n+2: voxels aren't in this file, or it is Analyze")
+    codes = [int(header["qform_code"]), int(header["sform_code"])]
+    if not all(0 <= code <= _TEMPLATES[-1] for code in codes):
+        raise ValueError(f"qform and sform codes are {codes[0]} and {codes[1]}, 0 to {_TEMPLATES[-1]} are known")
+    header.check_fix(_QUIET)
+    return header
 
 
 def _grid(header: Any, path: Path) -> FileGrid:
@@ -98,18 +111,28 @@ def _grid(header: Any, path: Path) -> FileGrid:
 
 def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[Affine, tuple[str, ...], str]:
     """Return the affine in millimetres, remarks, and what is wrong with it."""
-    scale = _MILLIMETRES.get(_units(header)[0], 1.0)
-    best = _in_millimetres(header.get_best_affine(), scale)
-    affine = _with_slice_axis(best, shape)
-    remarks = [f"lengths in {_units(header)[0]}s are turned to millimetres"] if scale != 1 else []
-    if not (header["qform_code"] > 0 or header["sform_code"] > 0):
-        remarks.append("says nothing of its place (qform and sform codes are 0): only voxel sizes are known")
+    unit = _units(header)[0]
+    scale = _MILLIMETRES.get(unit, 1.0)
+    affine = _with_slice_axis(_in_millimetres(header.get_best_affine(), scale), shape)
+    remarks = [f"lengths in {unit}s are turned to millimetres"] if scale != 1 else []
+    remarks += _size_remarks(header, affine, shape, scale)
     fault = affine_fault(affine, _MEND)
-    if fault or not (header["qform_code"] > 0 and header["sform_code"] > 0):
-        return affine, tuple(remarks), fault
-    qform = _with_slice_axis(_in_millimetres(header.get_qform(), scale), shape)
-    remark, fault = _two_places(header, qform, affine, shape)
-    return affine, (*remarks, *remark), fault
+    if header["qform_code"] == header["sform_code"] == 0:
+        remarks.append("says nothing of its place (qform and sform codes are 0): only voxel sizes are known")
+    elif not fault and header["qform_code"] > 0 and header["sform_code"] > 0:
+        qform = _with_slice_axis(_in_millimetres(header.get_qform(), scale), shape)
+        remark, fault = _two_places(header, qform, affine, shape)
+        remarks += remark
+    return affine, tuple(remarks), fault
+
+
+def _size_remarks(header: Any, affine: Affine, shape: tuple[int, int, int], scale: float) -> list[str]:
+    """Say where voxels have other sizes by ``pixdim`` than by the affine: some readers take the one, some the other."""
+    axes = 3 if shape[2] > 1 else 2
+    sizes = np.abs(header["pixdim"][1 : axes + 1].astype(np.float64)) * scale
+    if np.allclose(np.linalg.norm(affine[:3, :axes], axis=0), sizes, rtol=0.01):
+        return []
+    return [f"pixdim has other voxel sizes ({' x '.join(f'{size:.4g}' for size in sizes)} mm) than the sform, taken"]
 
 
 def _two_places(header: Any, qform: Affine, sform: Affine, shape: tuple[int, ...]) -> tuple[list[str], str]:
@@ -125,6 +148,10 @@ def _two_places(header: Any, qform: Affine, sform: Affine, shape: tuple[int, ...
     if int(header["sform_code"]) in _TEMPLATES and int(header["qform_code"]) not in _TEMPLATES:
         return [f"{said}: the sform's template space is taken"], ""
     return [], f"{said}; keep the right one, with fslorient -copysform2qform or -copyqform2sform"
+
+
+def _dimensions(shape: tuple[int, ...]) -> int:
+    return 3 if shape[2] > 1 else 2
 
 
 def _units(header: Any) -> tuple[str, str]:
