@@ -21,6 +21,9 @@ Status = Literal[
     "unreadable",
 ]
 
+# Frame.moments: a temporal position (a number), and milliseconds; the days are counted in, so that midnight is nothing.
+MOMENTS = ("position", "reference", "trigger", "acquired", "content")
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
@@ -50,6 +53,9 @@ class Frame:
     position: of the centre of the first pixel (0020,0032). along_row: the way the column index grows; along_column: the
     way the row index grows (0020,0037). All three are None where the object says nothing of its place.
     thickness: of the slice, None where not said. tilt_tag: Gantry/Detector Tilt (0018,1120) in degrees; geometry decides.
+    interval: Spacing Between Slices (0018,0088), believed where positions leave a doubt only.
+    moments: what may tell volumes in time apart, in the order of ``MOMENTS``; None where not said.
+    variant: what tells pictures of one place apart that are no channels of one volume: image type, kernel, stack.
     """
 
     place: Place
@@ -65,6 +71,9 @@ class Frame:
     tilt_tag: float | None = None
     instance: int | None = None
     channel: ChannelKey = ChannelKey()
+    interval: float | None = None
+    moments: tuple[float | None, ...] = ()
+    variant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

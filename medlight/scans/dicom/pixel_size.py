@@ -1,0 +1,76 @@
+"""Whether an object's pixel data can hold what its header says, by lengths alone: no pixel is read."""
+
+from __future__ import annotations
+
+import math
+from typing import BinaryIO
+
+from pydicom import Dataset
+
+from medlight.scans.dicom.elements import TAG, number, text
+
+# Transfer syntaxes whose pixels lie as they are (PS3.5 A.1 to A.5, and GE's private one); all others pack them.
+_NATIVE = (
+    "1.2.840.10008.1.2",
+    "1.2.840.10008.1.2.1",
+    "1.2.840.10008.1.2.1.99",
+    "1.2.840.10008.1.2.2",
+    "1.2.840.113619.5.2",
+)
+_LITTLE, _BIG = b"\xe0\x7f", b"\x7f\xe0"
+_UNDEFINED = 0xFFFFFFFF
+_MOST_PIXEL_BYTES = 64 << 30  # unpacked; no machine decodes more at once
+_ITEM_BYTES = 8
+
+
+def check_size(dataset: Dataset, file: BinaryIO, size: int) -> None:
+    """Compare the pixel data, at whose element ``file`` stands, with Rows, Columns, NumberOfFrames and the file's size.
+
+    Raises ValueError that says what can't be.
+    """
+    shape = _shape(dataset)
+    needed = _bytes(dataset, shape)
+    start = file.read(12)
+    if len(start) < 8 or start[:2] not in (_LITTLE, _BIG):
+        raise ValueError("holds no pixel data (7FE0,0010), or is cut off before it; copy it again")
+    explicit = start[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN", b"OV")
+    length = int.from_bytes(start[8:12] if explicit else start[4:8], "little" if start[:2] == _LITTLE else "big")
+    left = size - file.tell() + (0 if explicit else 4)
+    said = f"{shape[1]}x{shape[2]} pixels" + (f" in {shape[0]} frames" if shape[0] > 1 else "")
+    if needed > _MOST_PIXEL_BYTES:
+        raise ValueError(f"says that it holds {said}, {needed / 2**30:.0f} GiB; no object does")
+    if (length == _UNDEFINED) != _packed(dataset, length):
+        raise ValueError("its pixel data doesn't lie as its transfer syntax (0002,0010) says; the syntax is wrong")
+    if length == _UNDEFINED:
+        if left < _ITEM_BYTES + shape[0] * _ITEM_BYTES:
+            raise ValueError(f"says that it holds {said}, and its pixel data is {left} bytes; copy it again")
+    elif length > left:
+        raise ValueError(f"cut off: its pixel data is {length} bytes long, and {left} are left; copy it again")
+    elif not needed <= length <= needed + max(needed // (shape[0] * shape[1]) - 1, 1):
+        raise ValueError(f"says that it holds {said}, {needed} bytes, and its pixel data is {length} bytes long")
+
+
+def _shape(dataset: Dataset) -> tuple[int, int, int]:
+    """Frames, rows, columns."""
+    found = [number(dataset, at) for at in (TAG.NumberOfFrames, TAG.Rows, TAG.Columns)]
+    frames, rows, columns = (1 if found[0] is None else found[0], found[1] or 0, found[2] or 0)
+    if min(frames, rows, columns) < 1:
+        raise ValueError(f"says that it holds {rows:g}x{columns:g} pixels in {frames:g} frames")
+    return int(frames), int(rows), int(columns)
+
+
+def _bytes(dataset: Dataset, shape: tuple[int, int, int]) -> int:
+    """Of the pixels as they would lie unpacked."""
+    bits = int(number(dataset, TAG.BitsAllocated) or 0)
+    samples = int(number(dataset, TAG.SamplesPerPixel) or 1)
+    if not 1 <= bits <= 64 or not 1 <= samples <= 4:
+        raise ValueError(f"says that a pixel is {samples} numbers of {bits} bits")
+    if samples == 3 and text(dataset, TAG.PhotometricInterpretation) in ("YBR_FULL_422", "YBR_PARTIAL_422"):
+        samples = 2  # two pixels share their colour (PS3.3 C.7.6.3.1.2)
+    return -(-math.prod(shape) * samples * bits // 8)
+
+
+def _packed(dataset: Dataset, length: int) -> bool:
+    """Whether the transfer syntax packs pixels; where none is said, what lies there decides."""
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    return length == _UNDEFINED if syntax is None else str(syntax) not in _NATIVE
