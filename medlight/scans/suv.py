@@ -15,24 +15,6 @@ from pydicom.valuerep import DA, DT, TM
 
 from medlight.errors import MedlightError
 
-# What is read of a header for a factor, beside the tags of any image. The private ones are GE's scan date and time,
-# and Philips' factors from counts to SUV and to Bq/ml.
-TAGS: tuple[str | int, ...] = (
-    "SeriesDate",
-    "SeriesTime",
-    "AcquisitionDate",
-    "AcquisitionTime",
-    "PatientWeight",
-    "Units",
-    "CorrectedImage",
-    "DecayCorrection",
-    "RadiopharmaceuticalInformationSequence",
-    0x00090010,
-    0x0009100D,
-    0x70530010,
-    0x70531000,
-    0x70531009,
-)
 # Plausible values: a neonate to the heaviest patient on a table; a dose below 10 kBq is one given in MBq, and one above
 # 100 GBq is none; a scan a week after the injection has a wrong date.
 _KILOGRAMS = (0.3, 500.0)
@@ -56,7 +38,8 @@ _SECONDS = {
 def suv_factor(dataset: Dataset) -> tuple[float, str]:
     """Return what real values (rescaled) are multiplied with to give SUV by body weight (g/ml), and how it was found.
 
-    Raises MedlightError, without a file's name, where something it needs is missing or its unit is implausible.
+    dataset: the whole header of the slice that was acquired first. Raises MedlightError, without a file's name, where
+    something it needs is missing or its unit is implausible.
     """
     units = str(dataset.get("Units") or "").strip().upper()
     match units:
@@ -127,7 +110,7 @@ def _radiopharmaceutical(dataset: Dataset) -> Dataset:
 
 def _within(dataset: Dataset, keyword: str, limits: tuple[float, float], unit: str) -> float:
     try:
-        value = float(dataset.get(keyword))  # type: ignore[arg-type]
+        value = float(dataset.get(keyword))
     except Exception:
         raise MedlightError(f"SUV needs {keyword} in {unit}, and it is missing or no number") from None
     if not limits[0] <= value <= limits[1]:

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 
 Pixels = npt.NDArray[Any]
+Buffer = bytes | bytearray | memoryview
 
 # The fastest of the decoders in the base install, for each encoding; of the others some lose bits (Pillow with 12).
 PLUGINS = {
@@ -112,7 +113,7 @@ def layout(dataset: Dataset) -> Layout:
     stored = allocated if is_float else _integer(dataset, "BitsStored", allocated)
     high = _integer(dataset, "HighBit", stored - 1)
     found = Layout(
-        syntax=_syntax(dataset),
+        syntax=syntax(dataset),
         rows=_integer(dataset, "Rows"),
         columns=_integer(dataset, "Columns"),
         samples=_integer(dataset, "SamplesPerPixel", 1),
@@ -129,11 +130,12 @@ def layout(dataset: Dataset) -> Layout:
     return found
 
 
-def _syntax(dataset: Dataset) -> str:
+def syntax(dataset: Dataset) -> str:
+    """The transfer syntax of an object, by its UID; of a bare data set by how it was read."""
     meta = getattr(dataset, "file_meta", None)
-    syntax = str((meta or {}).get("TransferSyntaxUID") or "")
-    if syntax:
-        return syntax
+    said = str((meta or {}).get("TransferSyntaxUID") or "")
+    if said:
+        return said
     implicit, little = dataset.original_encoding
     if little is False:
         return str(uid.ExplicitVRBigEndian)
@@ -145,7 +147,7 @@ def _integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
         value = dataset.get(keyword)
         if value is None or value == "":
             value = default
-        return int(value)  # type: ignore[arg-type]
+        return int(value)
     except Exception:
         raise ValueError(f"{keyword} is missing or is no whole number") from None
 
@@ -177,7 +179,7 @@ def frames(dataset: Dataset, found: Layout) -> Callable[[int], Pixels]:
     decoded.
     """
     buffer = dataset[found.keyword].value
-    if not isinstance(buffer, bytes | bytearray | memoryview) or not buffer:
+    if not isinstance(buffer, Buffer) or not buffer:
         raise ValueError("has no pixel data (7FE0,0010), or it was cut off")
     if found.encapsulated:
         parts = _encoded(dataset, bytes(buffer), found)
@@ -201,16 +203,15 @@ def _check_length(length: int, found: Layout) -> None:
         raise ValueError(f"has pixel data of {length} bytes, {than} than the {expected} that the header says ({said})")
 
 
-def _native(buffer: bytes, found: Layout, index: int) -> Pixels:
+def _native(buffer: Buffer, found: Layout, index: int) -> Pixels:
     """One frame of uncompressed integers or floats, bits outside BitsStored dropped."""
-    order = ">" if found.syntax == uid.ExplicitVRBigEndian else "<"
     size = found.rows * found.columns
-    offset = index * size * found.dtype.itemsize
-    flat = np.frombuffer(buffer, found.dtype.newbyteorder(order), count=size, offset=offset)
+    kind = found.dtype.newbyteorder(">" if found.syntax == uid.ExplicitVRBigEndian else "<")
+    flat = np.frombuffer(buffer, kind, count=size, offset=index * size * kind.itemsize)
     return _without_unused_bits(flat.astype(found.dtype, copy=False).reshape(found.rows, found.columns), found)
 
 
-def _bits(buffer: bytes, found: Layout, index: int) -> Pixels:
+def _bits(buffer: Buffer, found: Layout, index: int) -> Pixels:
     """One frame of single bits, which may begin and end within a byte (PS3.5 8.1.1); pydicom loses its end."""
     size = found.rows * found.columns
     start, end = index * size, (index + 1) * size
@@ -231,7 +232,7 @@ def _encoded(dataset: Dataset, buffer: bytes, found: Layout) -> Sequence[bytes]:
     """Cut the pixel data into frames (PS3.5 A.4); the size that each says it decodes to must be the header's."""
     offsets = (dataset.get("ExtendedOffsetTable"), dataset.get("ExtendedOffsetTableLengths"))
     extended = offsets if all(offsets) else None
-    parts = list(generate_frames(buffer, number_of_frames=found.frames, extended_offsets=extended))  # type: ignore[arg-type]
+    parts = list(generate_frames(buffer, number_of_frames=found.frames, extended_offsets=extended))
     if len(parts) != found.frames:
         raise ValueError(f"says {found.frames} frames (NumberOfFrames) and holds {len(parts)}")
     for part in parts:
@@ -298,7 +299,7 @@ def _by_gdcm(part: bytes, found: Layout) -> Pixels:
     return values.reshape(found.rows, found.columns)
 
 
-def _by_pydicom(buffer: bytes, found: Layout, index: int, **options: Any) -> Pixels:
+def _by_pydicom(buffer: Buffer, found: Layout, index: int, **options: Any) -> Pixels:
     """Decode one frame by pydicom: compressed ones, colour, bytes written as big-endian words."""
     options |= {
         "rows": found.rows,

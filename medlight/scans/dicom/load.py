@@ -1,0 +1,159 @@
+"""DICOM objects to a Volume: each file read once, every check on, real values in the patient's frame."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydicom import Dataset
+
+from medlight.errors import MedlightError
+from medlight.scans.dicom import pixels
+from medlight.scans.dicom.archive import title
+from medlight.scans.dicom.decode import KEPT_BYTES, Decoder, naming
+from medlight.scans.dicom.frames import ChannelKey, Frame, Place, Stack
+from medlight.scans.dicom.geometry import affine
+from medlight.scans.dicom.group import stacks
+from medlight.scans.dicom.header import frames_of, parse
+from medlight.scans.dicom.mend import Mends, mend_array, mended_frames
+from medlight.scans.dicom.tree import objects
+from medlight.scans.files import shown
+from medlight.scans.volume import Channel, Volume
+
+_COLOURS = ("red", "green", "blue")
+_MENDS = {"gap": "interpolate", "uneven": "resample", "tilt": "deskew", "duplicate": "first"}
+_NO_MENDS = Mends()
+
+
+def read_dicom(path: Path, mends: Mends = _NO_MENDS) -> Volume:
+    """Read the one volume that a folder, a zip, a DICOMDIR or a file holds.
+
+    Localizers, secondary captures and objects that are no images are passed over and counted in
+    ``meta["passed_over"]``. Raises MedlightError where no volume is found, where there are several (it lists them),
+    where an object can't be read (a slice may be missing without it), and where the volume is not ``ok`` and ``mends``
+    says nothing of it.
+    """
+    path = Path(path)
+    tree = objects([path])
+    if tree.faults:
+        place, reason = tree.faults[0]
+        raise MedlightError(f"{title(place)}: {reason}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they quote values, which may be a patient's
+        found, held = headers(tree.places)
+        volumes = [stack for stack in found if stack.kind == "image" and stack.verdict.status != "not-a-volume"]
+        chosen = _only(path, volumes or found)
+        volume = _load(chosen, mends, held)
+    over = len(found) - 1
+    return replace(volume, meta={**volume.meta, "passed_over": over}) if over else volume
+
+
+def headers(places: Sequence[Place]) -> tuple[list[Stack], dict[Place, Dataset]]:
+    """Parse every object once; its pixels are kept for decoding as long as there is room."""
+    held: dict[Place, Dataset] = {}
+    room = KEPT_BYTES
+    parsed: list[tuple[Dataset, list[Frame]]] = []
+    for place in places:
+        dataset = parse(place, pixels=room > 0)
+        with naming(place):
+            parsed.append((dataset, frames_of(dataset, place)))
+        if room > 0:
+            held[place] = dataset
+            room -= sum(len(dataset[name].value or b"") for name in pixels.KEYWORDS if name in dataset)
+    return stacks(parsed), held
+
+
+def _only(path: Path, found: Sequence[Stack]) -> Stack:
+    if not found:
+        raise MedlightError(
+            f"{shown(path)}: holds no DICOM object; give a folder, a zip, a DICOMDIR or a file of a series"
+        )
+    if len(found) > 1:
+        listed = ", ".join(f"{stack.id} ({stack.verdict.status})" for stack in found[:8])
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        mend = "give each its own folder, or use medlight data convert"
+        raise MedlightError(f"{shown(path)}: holds {len(found)} volumes: {listed}{more}; {mend}")
+    return found[0]
+
+
+def load(stack: Stack, mends: Mends = _NO_MENDS) -> Volume:
+    """Decode a stack into the real quantity (HU, Bq/ml, ...), checked.
+
+    The array is ``(C, I, J, K)``: columns, rows, slices, as stored; C is the stack's channels, times three for colour.
+    Whole numbers stay int16 or uint16 where slope and intercept are whole numbers too, all else is float32. The affine
+    goes to RAS+ millimetres. ``meta``: the stack's technical facts, what the middle slice says of its values (``unit``,
+    ``turned``, ``windows``, ``voi_luts``), for PET ``suv_factor`` (None where ``suv_note`` says what is missing), and
+    ``mended``.
+
+    Raises MedlightError with the verdict's sentence unless it is ``ok`` or ``mends`` names what to do about it, and
+    where an object's pixels are missing, cut off, of another size than the header says, or can't be decoded.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _load(stack, mends, {})
+
+
+def _load(stack: Stack, mends: Mends, held: dict[Place, Dataset]) -> Volume:
+    stack = _accepted(stack, mends)
+    decoder = Decoder(stack, held)
+    meta = {**stack.facts, **decoder.facts}
+    array = decoder.run()
+    placed = affine(stack.frames[: decoder.slices])
+    array, placed, notes = mend_array(array, placed, stack, mends)
+    if notes:
+        meta["mended"] = notes
+    colours = len(array) // len(stack.channels)
+    channels = [_channel(key, colour) for key in stack.channels for colour in (_COLOURS if colours == 3 else ("",))]
+    return Volume(array, placed, tuple(channels), meta)
+
+
+def _accepted(stack: Stack, mends: Mends) -> Stack:
+    """The frames that are read, once the verdict allows it. Raises MedlightError with the verdict otherwise."""
+    where = shown(stack.frames[0].place.path.parent) if len(stack.frames) > 1 else title(stack.frames[0].place)
+    if stack.kind != "image":
+        raise MedlightError(f"{where}: {stack.id} is no image ({stack.kind}); read it as a label")
+    pieces = mended_frames(stack, mends)
+    if len(pieces) > 1:
+        mend = "medlight data convert writes each, gap=interpolate makes one of them"
+        raise MedlightError(f"{where}: {stack.id} is {len(pieces)} volumes once it is split; {mend}")
+    status, detail = pieces[0].verdict.status, pieces[0].verdict.detail
+    if mends.covers(status):
+        return pieces[0]
+    hint = f"; --on {status}={_MENDS[status]} mends it" if status in _MENDS else ""
+    raise MedlightError(f"{where}: {stack.id}: {status}: {detail}{hint}")
+
+
+def _channel(key: ChannelKey, colour: str) -> Channel:
+    turned = None
+    if key.gradient is not None:
+        x, y, z = key.gradient
+        turned = (-x, -y, z)  # LPS to RAS
+    return Channel(colour, key.time_ms, key.b_value, key.echo_time_ms, turned)
+
+
+def check_pixels(stack: Stack) -> str | None:
+    """Decode every frame of a stack, whatever its verdict; return the first fault, naming the file, or None."""
+    wanted: dict[Place, set[int]] = {}
+    for frame in stack.frames:
+        wanted.setdefault(frame.place, set()).add(frame.index)
+    if stack.kind in ("rtstruct", "other"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            for place, indices in wanted.items():
+                _check_object(place, indices)
+        except MedlightError as error:
+            return str(error)
+    return None
+
+
+def _check_object(place: Place, indices: set[int]) -> None:
+    dataset = parse(place, pixels=True)
+    with naming(place):
+        layout = pixels.layout(dataset)
+        read = pixels.frames(dataset, layout)
+        for index in sorted(indices):
+            read(index)
