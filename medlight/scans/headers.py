@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.errors import MedlightError
-from medlight.scans.grid import FileGrid
+from medlight.scans.grid import FileGrid, affine_fault
 from medlight.scans.orientation import orientation
 from medlight.scans.read import check_file, format_of, read
 
@@ -29,8 +29,8 @@ def facts(path: Path, deep: bool = False) -> dict[str, Any]:
     except MedlightError as error:
         return {**row, "status": "unreadable", "detail": str(error)}
     row |= {"shape": list(grid.shape[1:]), "channels": grid.shape[0]}
-    if np.isfinite(grid.affine).all():
-        row |= {"spacing_mm": [round(size, 6) for size in grid.spacing], "orientation": _codes(grid)}
+    if not affine_fault(grid.affine, ""):
+        row |= {"spacing_mm": [round(size, 6) for size in grid.spacing], "orientation": orientation(grid.affine)}
     if grid.fault:
         return {**row, "status": "affine", "detail": grid.fault}
     detail = "; ".join(grid.remarks)
@@ -62,13 +62,6 @@ def _grid(path: Path) -> FileGrid:
             return raster_grid(path)
         case other:
             raise ValueError(f"{path.name}: {other} is for the survey of DICOM")
-
-
-def _codes(grid: FileGrid) -> str:
-    try:
-        return orientation(grid.affine)
-    except (ValueError, ArithmeticError, np.linalg.LinAlgError):  # an axis that goes nowhere
-        return ""
 
 
 def _voxels(path: Path, detail: str) -> dict[str, str]:

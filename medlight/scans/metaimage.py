@@ -130,7 +130,8 @@ def _affine(fields: dict[str, str], axes: int) -> Affine:
     matrix = _numbers(fields, ("TransformMatrix", "Rotation", "Orientation"), np.eye(axes), axes * axes)
     spacing = _numbers(fields, ("ElementSpacing", "ElementSize"), np.ones(axes), axes)
     origin = _numbers(fields, ("Offset", "Position", "Origin"), np.zeros(axes), axes)
-    return LPS_TO_RAS @ affine_from(matrix.reshape(axes, axes) * spacing[:, None], origin)
+    with np.errstate(invalid="ignore"):  # what isn't finite is named afterwards
+        return LPS_TO_RAS @ affine_from(matrix.reshape(axes, axes) * spacing[:, None], origin)
 
 
 def _numbers(fields: dict[str, str], names: tuple[str, ...], default: Any, count: int) -> Any:

@@ -20,7 +20,7 @@ from medlight.errors import MedlightError
 from medlight.scans.diffusion import read_table, write_table
 from medlight.scans.files import replacing, shown
 from medlight.scans.grid import Affine, FileGrid, affine_fault, bytes_needed, corners_apart
-from medlight.scans.raw import fill, reason, whole
+from medlight.scans.raw import reason, whole
 from medlight.scans.volume import Channel, Volume
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -187,7 +187,7 @@ def _values(header: Any, stream: Any, path: Path) -> npt.NDArray[Any]:
     if not 0 <= start - stream.tell() <= _MOST_EXTENSION:
         raise MedlightError(f"{shown(path)}: its header puts the voxels at byte {start}; copy it again or remove it")
     stream.seek(start)
-    content = whole(stream, needed) if isinstance(stream, gzip.GzipFile) else fill(stream, needed)
+    content = whole(stream, needed)
     if len(content) != needed:
         raise ValueError(f"cut short: {len(content)} of {needed} bytes of voxels")
     array = content.view(dtype).reshape(sizes, order="F")

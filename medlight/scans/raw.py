@@ -19,7 +19,7 @@ from medlight.scans.grid import bytes_needed
 
 Encoding = Literal["raw", "gzip", "zlib", "bzip2", "text"]
 _PIECE = 16 << 20
-_SPARE = 1 << 20  # bytes that a writer may leave behind the voxels
+_SPARE = 1 << 10  # bytes that a writer may leave behind the voxels; more are voxels that the header denies
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def read_block(block: Block, path: Path) -> npt.NDArray[Any]:
 def _content(file: BinaryIO, block: Block, needed: int) -> npt.NDArray[np.uint8]:
     match block.encoding:
         case "raw":
-            return fill(file, needed)
+            return whole(file, needed)
         case "gzip":
             with gzip.GzipFile(fileobj=file) as stream:
                 return whole(stream, needed)
@@ -93,30 +93,21 @@ def _inflate(file: BinaryIO, needed: int) -> npt.NDArray[np.uint8]:
         part = packed.decompress(data, needed - got)
         buffer[got : got + len(part)] = np.frombuffer(part, np.uint8)
         got += len(part)
-    packed.decompress(packed.unconsumed_tail + file.read(64), _SPARE)  # the checksum comes last
-    if got == needed and not packed.eof:
-        raise ValueError("the packed data doesn't end where the header says")
-    return buffer[:got]
-
-
-def fill(stream: Any, needed: int) -> npt.NDArray[np.uint8]:
-    """Read up to ``needed`` bytes; memory is taken as they come, so that a short file costs little."""
-    buffer = np.empty(needed, np.uint8)
-    view, got = memoryview(buffer), 0
-    while got < needed and (n := stream.readinto(view[got : got + _PIECE])):
-        got += n
+    left = packed.decompress(packed.unconsumed_tail + file.read(_SPARE), _SPARE + 1)  # the checksum comes last
+    if got == needed and (not packed.eof or len(left) > _SPARE):
+        raise ValueError("more data than the header says")
     return buffer[:got]
 
 
 def whole(stream: Any, needed: int) -> npt.NDArray[np.uint8]:
-    """Read ``needed`` bytes of a packed stream and see that it ends: its checksum is read last."""
-    buffer = fill(stream, needed)
-    left = _SPARE
-    while left > 0 and (rest := stream.read(1 << 16)):
-        left -= len(rest)
-    if left <= 0:
-        raise ValueError("more packed data than the header says")
-    return buffer
+    """Read up to ``needed`` bytes and see that the stream ends there: a packed one has its checksum last."""
+    buffer = np.empty(needed, np.uint8)
+    view, got = memoryview(buffer), 0  # memory is taken as bytes come, so that a short file costs little
+    while got < needed and (n := stream.readinto(view[got : got + _PIECE])):
+        got += n
+    if len(stream.read(_SPARE + 1)) > _SPARE:
+        raise ValueError("more data than the header says")
+    return buffer[:got]
 
 
 def reason(error: BaseException) -> str:
