@@ -52,7 +52,8 @@ def raster_grid(path: Path) -> FileGrid:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        # Opened by name, Pillow 13 maps an unpacked TIFF that is stored turned with rows and columns changed over.
+        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as image:
             yield image
     except MedlightError:
         raise
