@@ -1,22 +1,28 @@
 """Mends of a series that can't be read as it is: each is asked for by name, and recorded in the volume it made.
 
-Before decoding, frames are left out (``duplicate``) or a stack is cut in pieces (``gap: split``); after decoding, slices
-are resampled onto an even, upright grid (``gap: interpolate``, ``uneven``, ``tilt``), all in one pass.
+Before decoding, frames are left out (``duplicate``) or a stack is cut in pieces (``gap: split``); after it, slices are
+resampled onto an even, upright grid (``gap: interpolate``, ``uneven``, ``tilt``), all in one pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
 from medlight.config import nearest
 from medlight.errors import MedlightError, UsageError
-from medlight.scans.dicom.frames import Stack, Status, Verdict
-from medlight.scans.dicom.reslice import Slices, reslice, widened
+from medlight.scans.dicom.frames import Frame, Stack, Status, Verdict
+from medlight.scans.dicom.geometry import SAME_MM, slice_positions, verdict
+from medlight.scans.dicom.reslice import Array, Slices, counted, reslice, widened
 from medlight.scans.grid import Affine
+
+_AFTER_DECODING: dict[Status, str] = {"gap": "interpolate", "uneven": "resample", "tilt": "deskew"}
+_AIR = -1024.0  # HU, what scanners write where there is nothing
+_MOST_WIDENED = 4  # times the area of a slice: a lean that needs more is no gantry's
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Mends:
 
     def covers(self, status: Status) -> bool:
         """Whether a stack with this verdict is read: it is ``ok``, or its fault is mended after decoding."""
-        return status == "ok" or (status in _AFTER_DECODING and self.to_dict().get(status) == _AFTER_DECODING[status])
+        return status == "ok" or self.to_dict().get(status, "") == _AFTER_DECODING.get(status)
 
 
 def mended_frames(stack: Stack, mends: Mends) -> list[Stack]:
