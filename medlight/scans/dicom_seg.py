@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from medlight.errors import MedlightError
+from medlight.scans.dicom.archive import check_memory
 from medlight.scans.files import shown
 from medlight.scans.labels import drawing_of
 from medlight.scans.orientation import Affine
@@ -18,7 +20,7 @@ from medlight.scans.seg_writing import write_seg
 __all__ = ["Segment", "Segmentation", "own_grid", "read_seg", "write_seg"]
 
 _SAME_SLICE = 0.01  # mm
-_MOST_VOXELS = 2**31  # of all segments together
+_MOST_VOXELS = 2**31  # a thousand slices of 1448x1448
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,15 @@ class Segmentation:
 def read_seg(path: Path, grid: Grid | None = None) -> Segmentation:
     """Read a DICOM-SEG onto a grid; with none, onto the smallest regular one that holds its frames.
 
-    Raises MedlightError, naming the file and the mend, where it is no segmentation or can't be placed or decoded.
+    Raises MedlightError, naming the file and the mend, where it is no segmentation, can't be placed or decoded, or its
+    segments take more memory than is free.
     """
     drawing = drawing_of(Path(path))
     if not isinstance(drawing, SegmentFrames):
         raise MedlightError(f"{shown(Path(path))}: is no DICOM-SEG; give one")
     grid = grid or own_grid(drawing)
     fractional = drawing.segmentation == "FRACTIONAL"
+    check_memory(drawing.place, prod(grid.shape) * len(drawing.regions) * (4 if fractional else 1))
     numbers = [region.number for region in drawing.regions]
     masks = {number: np.zeros(grid.shape, np.float32 if fractional else bool) for number in numbers}
     for piece in drawing.pieces(grid, numbers):
@@ -72,7 +76,7 @@ def own_grid(drawing: SegmentFrames) -> Grid:
     low, high = planes[int(places.argmin())], planes[int(places.argmax())]
     count = int(np.rint(np.ptp(places) / step)) + 1
     shape = (drawing.shape[1], drawing.shape[0], count)
-    if np.prod(shape, dtype=float) * len(drawing.regions) > _MOST_VOXELS:
+    if prod(shape) > _MOST_VOXELS:
         raise MedlightError(
             f"{drawing.file}: its frames span absurdly many voxels ({shape}); export the segmentation again"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,14 @@ import numpy.typing as npt
 from medlight.errors import MedlightError
 from medlight.scans.files import shown
 from medlight.scans.read import check_file, format_of, read
-from medlight.scans.regions import Array, Code, Drawing, Grid, Piece, Region
+from medlight.scans.regions import Array, Code, Drawing, Grid, Piece, Region, digest_of
 from medlight.scans.volume import Channel, Volume
 
 if TYPE_CHECKING:
     from medlight.prepare.case import Label
-    from medlight.scans.dicom.frames import Place
 
 _LARGEST = int(np.iinfo(np.uint16).max)
+_RESAMPLED = ("interpolated", "resampled", "deskewed")  # words of a mend's note
 _HALF = 0.5  # a voxel is of a fractional segment from here on
 
 
@@ -43,10 +42,35 @@ def read_label(path: Path, image: Volume, labels: Sequence[Label] = ()) -> Volum
     drawing = drawing_of(path)
     if drawing is None:
         return read(path)
+    _check_origin(drawing, image)
+    _check_mended(drawing, image)
     values = match(drawing, labels)
     ranks = {label.value: label.order for label in labels}
     array = paint(drawing, Grid(image.shape, image.affine), values, ranks, cut=bool(image.meta.get("mended")))
     return Volume(array[None], image.affine.copy(), (Channel(),))
+
+
+def _check_origin(drawing: Drawing, image: Volume) -> None:
+    """Refuse a drawing of another series in another frame of reference; one of the two may be made up by a program."""
+    known = image.meta.get("origin", {})
+    same_series = known.get("series") in {digest_of(uid) for uid in drawing.series}
+    same_frame = known.get("frame_of_reference") == digest_of(drawing.frame_of_reference)
+    told = known.get("series") and known.get("frame_of_reference") and drawing.series and drawing.frame_of_reference
+    if told and not (same_series or same_frame):
+        raise MedlightError(
+            f"{drawing.file}: refers to another series in another frame of reference than the image's; "
+            "give the one made of this image, or register it first"
+        )
+
+
+def _check_mended(drawing: Drawing, image: Volume) -> None:
+    """Refuse slices that were made up: nothing was drawn on them, so that a label would have holes there."""
+    notes = [note for note in image.meta.get("mended", ()) if any(word in note for word in _RESAMPLED)]
+    if notes:
+        raise MedlightError(
+            f"{drawing.file}: was drawn on slices as they were scanned, and the image's are resampled ({notes[0]}); "
+            "convert the image and bring the label onto it, or leave the case out"
+        )
 
 
 def match(drawing: Drawing, labels: Sequence[Label]) -> dict[int, int]:
@@ -137,21 +161,9 @@ def drawing_of(path: Path) -> Drawing | None:
     if not found:
         return None
     place, kind = found[0]
-    dataset = _whole(place)
     with naming(place):
+        dataset = parse(place, pixels=True)
         return parse_structures(dataset, place) if kind == STRUCTURES else parse_segments(dataset, place)
-
-
-def _whole(place: Place) -> Any:
-    """Read an object with its pixels and contours."""
-    from pydicom import dcmread
-
-    from medlight.scans.dicom.decode import naming
-    from medlight.scans.dicom.tree import open_place
-
-    with naming(place), warnings.catch_warnings(), open_place(place) as stream:
-        warnings.simplefilter("ignore")  # they quote values, which may be a patient's
-        return dcmread(stream, force=True)
 
 
 def _same_term(one: Code, other: Code) -> bool:

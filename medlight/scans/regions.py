@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -51,11 +52,31 @@ class Grid:
         return points @ inverse[:3, :3].T + inverse[:3, 3]
 
 
-class Drawing(Protocol):
-    """A file of regions. frame_of_reference: its UID, empty where not said."""
+def origin(series_uid: str, frame_of_reference: str) -> dict[str, str]:
+    """Say of what series and frame of reference an image is by digests, so that a drawing of another one is known."""
+    uids = {"series": series_uid, "frame_of_reference": frame_of_reference}
+    return {name: digest_of(uid) for name, uid in uids.items() if uid}
 
-    regions: tuple[Region, ...]
-    frame_of_reference: str
+
+def digest_of(uid: str) -> str:
+    """A short name for a UID, the same on every machine, from which the UID can't be had."""
+    return hashlib.sha256(uid.encode()).hexdigest()[:10]
+
+
+class Drawing(Protocol):
+    """A file of regions."""
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """What it holds."""
+
+    @property
+    def series(self) -> frozenset[str]:
+        """UIDs of the series that it refers to."""
+
+    @property
+    def frame_of_reference(self) -> str:
+        """The UID of the frame of reference that it was drawn in, empty where not said."""
 
     @property
     def file(self) -> str:

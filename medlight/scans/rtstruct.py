@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medlight.errors import MedlightError
-from medlight.scans.dicom.decode import title
+from medlight.scans.dicom.archive import title
 from medlight.scans.dicom.frames import Place
 from medlight.scans.polygon import fill
 from medlight.scans.regions import OFF_GRID, TO_RAS, Code, Grid, Piece, Points, Region
@@ -30,6 +30,7 @@ class StructureSet:
     place: Place
     regions: tuple[Region, ...]
     contours: dict[int, list[Points]]
+    series: frozenset[str] = frozenset()
     frame_of_reference: str = ""
     kind: Literal["structure"] = "structure"
 
@@ -125,7 +126,17 @@ def parse_structures(dataset: Any, place: Place) -> StructureSet:
         raise MedlightError(f"{file}: no structure has a closed contour; {_EXPORT} or remove it")
     uids = {str(item.get("ReferencedFrameOfReferenceUID", "") or "") for item in described.values()}
     uids = (uids | {str(item.get("FrameOfReferenceUID", "") or "") for item in frames}) - {""}
-    return StructureSet(place, regions, contours, uids.pop() if len(uids) == 1 else "")
+    return StructureSet(place, regions, contours, _series(frames, file), uids.pop() if len(uids) == 1 else "")
+
+
+def _series(frames: list[Any], file: str) -> frozenset[str]:
+    """Return the UIDs of the series that were drawn on (PS3.3 C.8.8.5)."""
+    found = set()
+    for frame in frames:
+        for study in _items(frame, "RTReferencedStudySequence", file, needed=False):
+            for series in _items(study, "RTReferencedSeriesSequence", file, needed=False):
+                found.add(str(series.get("SeriesInstanceUID", "") or ""))
+    return frozenset(found - {""})
 
 
 def _codes(dataset: Any, file: str) -> dict[int, Code]:

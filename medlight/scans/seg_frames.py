@@ -10,7 +10,8 @@ import numpy as np
 
 from medlight.errors import MedlightError
 from medlight.scans.dicom import pixels
-from medlight.scans.dicom.decode import naming, title
+from medlight.scans.dicom.archive import title
+from medlight.scans.dicom.decode import naming
 from medlight.scans.dicom.frames import Place
 from medlight.scans.regions import OFF_GRID, Array, Code, Grid, Piece, Plane, Points, Region, seat
 
@@ -48,6 +49,7 @@ class SegmentFrames:
     step: float = 0.0
     full: int = 1
     background: frozenset[int] = frozenset({0})
+    series: frozenset[str] = frozenset()
     frame_of_reference: str = ""
     kind: Literal["segment"] = "segment"
 
@@ -148,6 +150,7 @@ def parse_segments(dataset: Any, place: Place) -> SegmentFrames:
         _said_step(shared),
         full,
         background,
+        frozenset(str(item.get("SeriesInstanceUID", "")) for item in items_of(dataset, "ReferencedSeriesSequence")),
         str(dataset.get("FrameOfReferenceUID", "") or ""),
     )
 
@@ -177,7 +180,7 @@ def _kind(dataset: Any, file: str) -> Kind:
     said = str(dataset.get("SegmentationType", "") or "").strip()
     match said:
         case "BINARY" | "FRACTIONAL" | "LABELMAP":
-            return said  # type: ignore[return-value]
+            return said
         case _:
             raise MedlightError(f"{file}: Segmentation Type (0062,0001) is none that is known; {_AGAIN}")
 

@@ -16,25 +16,30 @@ from medlight.scans.volume import Volume
 
 if TYPE_CHECKING:
     from medlight.prepare.case import Label
-    from medlight.scans.dicom.frames import Frame, Stack
+    from medlight.scans.dicom.frames import Frame
 
 Array = npt.NDArray[Any]
 Code = tuple[str, str, str]
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 # What the standard asks a segmentation to have from its source; nothing else of the source is even read.
-_KEPT = (
+_KEPT = _words(
     "SpecificCharacterSet SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber Modality "
     "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber "
     "ReferringPhysicianName PatientIdentityRemoved DeidentificationMethod FrameOfReferenceUID "
     "PositionReferenceIndicator Rows Columns NumberOfFrames ImagePositionPatient ImageOrientationPatient PixelSpacing "
     "SliceThickness LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod "
     "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-).split()
+)
 # Type 2 (PS3.3 C.7.1.1, C.7.2.1): they have to be there, and may be empty.
-_MAYBE_EMPTY = (
+_MAYBE_EMPTY = _words(
     "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber "
     "ReferringPhysicianName"
-).split()
+)
 _SAME_PLACE = 0.1  # voxels
 _TISSUE: Code = ("85756007", "SCT", "Tissue")
 _ABNORMAL: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -53,19 +58,19 @@ def write_seg(
     mask: ``(1, I, J, K)``, whole numbers, 0 is none, on the grid of one series of ``source`` (axes in any order), or on
     another grid in the same patient coordinates, at right angles. source: the series' folder, file or zip; its headers
     are read again here, for the patient and the study that the standard asks for. labels: names, colours and coded
-    terms; a value that none names is called ``label 3``, and one without a code is coded as tissue. made: by an algorithm
-    or by hand, for Segment Algorithm Type.
+    terms; a value that none names is called ``label 3``, and one without a code is coded as tissue. made: by an
+    algorithm or by hand, for Segment Algorithm Type.
 
     The file is a binary segmentation, its segment numbers the label values, where these run from 1 to N; else a label
-    map segmentation, which keeps any values. Raises MedlightError where the mask isn't a label map, lies on no series of
-    the source, or the source lacks what a segmentation must refer to.
+    map segmentation, which keeps any values. Raises MedlightError where the mask isn't a label map, lies on no series
+    of the source, or the source lacks what a segmentation must refer to.
     """
     path, out = Path(source), Path(out)
     if out.suffix.lower() != ".dcm":
         raise MedlightError(f"{shown(out)}: a DICOM-SEG is called .dcm; rename it")
     if len(mask.array) != 1 or mask.array.dtype.kind not in "biu" or mask.array.min() < 0:
         raise MedlightError(f"{shown(out)}: a segmentation is written from one channel of whole numbers from 0")
-    stack, frames, affine = _source_of(mask, path)
+    frames, affine = _source_of(mask, path)
     turned, moved = reorient(mask.array[0], mask.affine, orientation(affine))
     images = _headers(frames)
     on_grid = _same_grid(turned.shape, moved, frames, affine)
@@ -80,8 +85,8 @@ def write_seg(
         dataset.save_as(temporary, enforce_file_format=True)
 
 
-def _source_of(mask: Volume, path: Path) -> tuple[Stack, tuple[Frame, ...], Affine]:
-    """Return the volume that the mask was made of, its frames in order (of the first channel), and their affine."""
+def _source_of(mask: Volume, path: Path) -> tuple[tuple[Frame, ...], Affine]:
+    """Return the frames of the volume that the mask was made of, in order (of the first channel), and their affine."""
     from medlight.scans.dicom.geometry import affine as affine_of
     from medlight.scans.dicom.survey import survey
 
@@ -89,11 +94,11 @@ def _source_of(mask: Volume, path: Path) -> tuple[Stack, tuple[Frame, ...], Affi
     for stack in survey([path]).stacks:
         if stack.kind == "image" and stack.frames and stack.verdict.status != "unreadable":
             frames = stack.frames[: len(stack.frames) // len(stack.channels)]
-            found.append((stack, frames, affine_of(frames)))
+            found.append((frames, affine_of(frames)))
     if not found:
         raise MedlightError(f"{shown(path)}: holds no image that a segmentation could be made of; give its series")
     if len(found) > 1:
-        turned = ((reorient(mask.array[0], mask.affine, orientation(affine)), f, affine) for _, f, affine in found)
+        turned = ((reorient(mask.array[0], mask.affine, orientation(affine)), f, affine) for f, affine in found)
         fits = [_same_grid(array.shape, moved, frames, affine) for (array, moved), frames, affine in turned]
         found = [entry for entry, fit in zip(found, fits, strict=True) if fit] or found
     if len(found) > 1:
@@ -102,10 +107,10 @@ def _source_of(mask: Volume, path: Path) -> tuple[Stack, tuple[Frame, ...], Affi
 
 
 def _same_grid(shape: tuple[int, ...], affine: Affine, frames: Sequence[Frame], other: Affine) -> bool:
-    """Whether voxels are the source's pixels: of the same number, in the same place."""
+    """Whether voxels are the source's pixels: of the same number, in the same place if the source has one."""
     rows, columns = frames[0].shape
-    if shape != (columns, rows, len(frames)):
-        return False
+    if shape != (columns, rows, len(frames)) or frames[0].position is None:
+        return shape == (columns, rows, len(frames))
     corners = np.array([(i, j, k, 1) for i in (0, columns - 1) for j in (0, rows - 1) for k in (0, len(frames) - 1)])
     apart = np.linalg.inv(other) @ affine - np.eye(4)
     return bool(np.abs(corners @ apart[:3].T).max() < _SAME_PLACE)
@@ -142,7 +147,7 @@ def _fill_in(images: Sequence[Any], frames: Sequence[Frame], affine: Affine) -> 
                 setattr(image, keyword, None)
         if image.PatientSex not in ("M", "F", "O", "", None):
             image.PatientSex = None
-        if first.along_row is None or first.along_column is None:
+        if first.along_row is None or first.along_column is None or first.spacing is None:
             continue
         if "FrameOfReferenceUID" not in image:
             image.FrameOfReferenceUID = generate_uid(entropy_srcs=[str(image.get("SeriesInstanceUID"))])

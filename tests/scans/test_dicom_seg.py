@@ -141,9 +141,9 @@ BREAKS = {
     "describes 2": lambda d: d.PerFrameFunctionalGroupsSequence.pop(),
     "200000000|shorter": lambda d: setattr(d, "NumberOfFrames", 2_000_000_000),
     "60000|shorter": lambda d: setattr(d, "Rows", 60000),
-    "Rows": lambda d: d.pop("Rows"),
+    "Rows|holds 0x512": lambda d: d.pop("Rows"),
     "no pixel data": lambda d: d.pop("PixelData"),
-    "has pixel data of 1000 bytes": lambda d: setattr(d, "PixelData", d.PixelData[:1000]),
+    "1000 bytes": lambda d: setattr(d, "PixelData", d.PixelData[:1000]),
     "Segmentation Type": lambda d: setattr(d, "SegmentationType", "GUESS"),
     "ImagePositionPatient": lambda d: setattr(_frame(d).PlanePositionSequence[0], "ImagePositionPatient", ["nan"] * 3),
     "no usable ImagePositionPatient": lambda d: _frame(d).PlanePositionSequence[0].pop("ImagePositionPatient"),
@@ -179,3 +179,37 @@ def test_broken_files_are_refused_by_name(data_root: Path, tmp_path: Path, messa
 def test_what_is_no_segmentation_is_refused(data_root: Path) -> None:
     with pytest.raises(MedlightError, match="is no DICOM-SEG"):
         read_seg(data_root / "dicom/dcmqi/segmentations/ct-3slice/01.dcm")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "name", ["dcmqi/segmentations/24x38x3/seg/label.seg", "dcmqi/segmentations/sparse-labelmap-ppv5.dcm"]
+)
+def test_mutants_are_read_or_refused(data_root: Path, tmp_path: Path, name: str) -> None:
+    """Bytes changed, cut out, doubled, cut off: a mask of the frames' size, or one line that names the file."""
+    content = (data_root / "dicom" / name).read_bytes()
+    rng = np.random.default_rng(4)
+    file = tmp_path / "mutant.dcm"
+    refusals = []
+    for _ in range(250):
+        changed = bytearray(content)
+        for _ in range(rng.integers(1, 6)):
+            at, length = int(rng.integers(132, len(changed))), int(rng.integers(1, 60))
+            match rng.integers(5):
+                case 0 | 1:
+                    changed[at] = int(rng.integers(256))
+                case 2:
+                    del changed[at : at + length]
+                case 3:
+                    changed[at:at] = changed[at : at + length]
+                case _:
+                    del changed[max(at, 200) :]
+        file.write_bytes(changed)
+        try:
+            found = read_seg(file)
+        except MedlightError as error:
+            refusals.append(str(error))
+        else:
+            assert all(s.mask.shape == found.segments[0].mask.shape for s in found.segments)
+    assert refusals
+    assert all("mutant.dcm" in text and len(text.splitlines()) == 1 for text in refusals)

@@ -14,8 +14,9 @@ import SimpleITK as sitk  # noqa: N813
 from medlight.errors import MedlightError
 from medlight.prepare.case import Label
 from medlight.prepare.sources import labels_from
-from medlight.scans import Volume, write_nifti
+from medlight.scans import Volume, read, write_nifti
 from medlight.scans.labels import read_label
+from medlight.scans.regions import origin
 
 GREEN, ORANGE, PURPLE, LIGHT, DARK = range(1, 6)
 
@@ -156,3 +157,43 @@ def test_no_name_of_a_segment_is_told(folder: Path, image: Volume, tmp_path: Pat
     with pytest.raises(MedlightError) as caught:
         read_label(file, image, [Label(9, "liver")])
     assert "DOE" not in str(caught.value)
+
+
+def with_meta(image: Volume, **meta: object) -> Volume:
+    return Volume(image.array, image.affine, image.channels, meta)
+
+
+def test_a_segmentation_of_another_series_is_refused(folder: Path, image: Volume) -> None:
+    """By digests in the image's meta: the same series, or the same frame of reference, must be referred to."""
+    dataset = pydicom.dcmread(folder / "liver.dcm")
+    series = dataset.ReferencedSeriesSequence[0].SeriesInstanceUID
+    own = origin(series, "1.2.3")
+    assert read_label(folder / "liver.dcm", with_meta(image, origin=own)).array.any()
+    near = origin("1.2.3", dataset.FrameOfReferenceUID)
+    assert read_label(folder / "liver.dcm", with_meta(image, origin=near)).array.any()
+    assert read_label(folder / "liver.dcm", with_meta(image, origin=origin("1.2.3", ""))).array.any()
+    with pytest.raises(MedlightError, match=r"liver.dcm: refers to another series in another frame of reference"):
+        read_label(folder / "liver.dcm", with_meta(image, origin=origin("1.2.3", "1.2.4")))
+
+
+def test_the_image_itself_says_where_it_is_from(folder: Path) -> None:
+    scan = read(folder / "ct-3slice")
+    found = read_label(folder / "liver.dcm", scan, [Label(1, "liver")])
+    assert np.array_equal(found.array[0], reference(folder, "liver_seg.nrrd"))
+    series = pydicom.dcmread(folder / "ct-3slice" / "01.dcm", stop_before_pixels=True)
+    assert scan.meta["origin"] == origin(series.SeriesInstanceUID, series.FrameOfReferenceUID)
+    assert series.SeriesInstanceUID not in str(scan.meta)
+
+
+def test_slices_that_were_made_up_have_no_label(folder: Path, image: Volume) -> None:
+    mended = with_meta(image, mended=["gap: 1 missing slices interpolated, 3 in all"])
+    with pytest.raises(MedlightError, match=r"the image's are resampled \(gap: 1 missing slices interpolated"):
+        read_label(folder / "liver.dcm", mended)
+
+
+def test_a_part_of_a_series_has_its_part_of_the_segments(folder: Path, image: Volume) -> None:
+    part = Volume(image.array[..., :2], image.affine, meta={"mended": ["gap: cut into 2 volumes"]})
+    found = read_label(folder / "liver.dcm", part)
+    assert np.array_equal(found.array[0], reference(folder, "liver_seg.nrrd")[..., :2])
+    with pytest.raises(MedlightError, match="outside the image"):
+        read_label(folder / "liver.dcm", Volume(part.array, part.affine))

@@ -29,7 +29,7 @@ def test_any_polygon_fills_as_matplotlib_does(seed: int, count: int, shape: tupl
 
 def test_areas_that_share_borders_cover_each_pixel_once() -> None:
     left = np.array([(0, 0), (4, 0), (4, 6), (0, 6)], float)
-    right = left + [4, 0]
+    right = left + np.array([4, 0])
     assert fill([left], (8, 6)).sum() == 24
     assert (fill([left], (8, 6)).astype(int) + fill([right], (8, 6)) == 1).all()
 

@@ -76,7 +76,7 @@ def test_planes_between_voxels_are_off_the_grid() -> None:
     affine = np.diag([-0.8, -0.8, 2.5, 1.0])
     grid = Grid((64, 64, 20), affine)
     good = plane_of(affine, 3, 64, 64)
-    between = Plane(good.shape, good.corner + [0, 0, 1.0], good.column_step, good.row_step)
+    between = Plane(good.shape, good.corner + np.array([0, 0, 1.0]), good.column_step, good.row_step)
     coarser = Plane(good.shape, good.corner, good.column_step * 1.01, good.row_step)
     turn = Rotation.from_euler("z", 1, degrees=True).as_matrix()
     turned = Plane(good.shape, good.corner, turn @ good.column_step, turn @ good.row_step)
@@ -85,5 +85,5 @@ def test_planes_between_voxels_are_off_the_grid() -> None:
     )
     for plane in (between, coarser, turned, tilted):
         assert seat(plane, grid).off > OFF_GRID
-    rounded = Plane(good.shape, np.round(good.corner, 2) + [0.01, 0, 0.01], good.column_step, good.row_step)
+    rounded = Plane(good.shape, np.round(good.corner, 2) + np.array([0.01, 0, 0.01]), good.column_step, good.row_step)
     assert seat(rounded, grid).off < OFF_GRID

@@ -164,7 +164,7 @@ def test_contours_between_slices_and_outside_are_named(tmp_path: Path, k: float,
 def test_contours_on_every_second_slice_are_named(tmp_path: Path) -> None:
     image = box()
     file = write(tmp_path / "a.dcm", {1: [square(5, 25, k, image) for k in (1, 3, 5)]})
-    with pytest.raises(MedlightError, match="is drawn on slices 2, 4, 6, ... and on none between"):
+    with pytest.raises(MedlightError, match=r"is drawn on slices 2, 4, 6, \.\.\. and on none between"):
         read_label(file, image)
 
 
@@ -224,3 +224,28 @@ def test_absurdly_many_points_end_soon(tmp_path: Path) -> None:
     zigzag = np.stack([np.linspace(0, -800, 100_000), np.tile([0.0, -899.0], 50_000), np.zeros(100_000)], axis=1)
     with pytest.raises(MedlightError, match="absurdly many points"):
         read_label(write(tmp_path / "a.dcm", {1: [zigzag]}), image)
+
+
+@pytest.mark.timeout(300)
+def test_mutants_are_read_or_refused(data_root: Path, tmp_path: Path) -> None:
+    content = (data_root / "dicom/rt_utils/empty/dummy_rt.dcm").read_bytes()
+    rng = np.random.default_rng(4)
+    file, image = tmp_path / "mutant.dcm", phantom(5)
+    refusals = []
+    for _ in range(150):
+        changed = bytearray(content)
+        for _ in range(rng.integers(1, 6)):
+            at = int(rng.integers(132, len(changed)))
+            if rng.random() < 0.7:
+                changed[at] = int(rng.integers(256))
+            else:
+                del changed[at : at + int(rng.integers(1, 60))]
+        file.write_bytes(changed)
+        try:
+            found = read_label(file, image)
+        except MedlightError as error:
+            refusals.append(str(error))
+        else:
+            assert found.shape == image.shape
+    assert refusals
+    assert all("mutant.dcm" in text and len(text.splitlines()) == 1 for text in refusals)

@@ -25,6 +25,7 @@ from medlight.scans.dicom.archive import reason_of, title
 from medlight.scans.dicom.elements import tag
 from medlight.scans.dicom.frames import Frame, Place, Stack
 from medlight.scans.dicom.header import parse
+from medlight.scans.regions import origin
 from medlight.scans.suv import suv_factor
 
 Pixels = npt.NDArray[Any]
@@ -141,7 +142,7 @@ class Decoder:
     held: data sets that were read with their pixels already, emptied as it goes.
     array: ``(channels, colours, slices, rows, columns)`` of what is stored.
     facts: what the middle slice says of its values (windows differ between slices, and the middle is what is shown),
-    and the factor to SUV of a PET series.
+    what it was made of (``origin``), and the factor to SUV of a PET series.
     """
 
     def __init__(self, stack: Stack, held: dict[Place, Dataset]) -> None:
@@ -170,6 +171,8 @@ class Decoder:
                 found[place] = known.get(likeness) or source(dataset, indices)
                 if likeness is not None:
                     known[likeness] = found[place]
+                if place == middle.place:
+                    self.facts["origin"] = origin(self.stack.series_uid, str(dataset.get("FrameOfReferenceUID") or ""))
                 if place == middle.place and found[place].colours == 1:
                     self.facts |= values.facts(dataset, found[place].layout, middle.index)
                 if self.stack.modality == "PT":
