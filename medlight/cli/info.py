@@ -12,6 +12,7 @@ from medlight.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from rich.console import Console
 
     from medlight.scans import Volume
 
@@ -64,7 +65,9 @@ def run(args: argparse.Namespace) -> int:
             with replacing(args.png) as temporary:
                 Image.fromarray(pixels).save(temporary, format="png")
         elif args.json != "-":
-            draw(pixels)
+            from rich.console import Console
+
+            draw(pixels, Console())
     return 0
 
 
@@ -166,19 +169,17 @@ def picture(volume: Volume, asked: str | None = None) -> npt.NDArray[np.uint8]:
     return panel(image, spacing)
 
 
-def draw(pixels: npt.NDArray[np.uint8]) -> None:
-    """Draw a picture in the terminal, two rows of pixels a line of half blocks."""
+def draw(pixels: npt.NDArray[np.uint8], console: Console) -> None:
+    """Draw a picture in a terminal, two rows of pixels a line of half blocks."""
+    import numpy
     from PIL import Image
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console()
     width = min(console.width, _WIDEST, pixels.shape[1])
     height = max(1, round(pixels.shape[0] * width / pixels.shape[1] / 2)) * 2
-    small = Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX)
-    for row in range(0, height, 2):
+    small = numpy.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX))
+    for above, below in zip(small[::2].tolist(), small[1::2].tolist(), strict=True):
         line = Text()
-        for column in range(width):
-            above, below = (small.getpixel((column, row + step)) for step in (0, 1))
-            line.append("▀", style="rgb({},{},{}) on rgb({},{},{})".format(*above, *below))  # type: ignore[misc]
+        for upper, lower in zip(above, below, strict=True):
+            line.append("▀", style=f"rgb({','.join(map(str, upper))}) on rgb({','.join(map(str, lower))})")
         console.print(line, no_wrap=True)
