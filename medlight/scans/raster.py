@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from medlight.errors import MedlightError
 from medlight.scans.files import shown
@@ -58,7 +58,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except MedlightError:
         raise
     except Exception as error:  # Pillow's parsers raise nearly anything on a damaged file
-        said = "is none of PNG, JPEG, TIFF" if isinstance(error, Image.UnidentifiedImageError) else reason(error)
+        said = "is none of PNG, JPEG, TIFF" if isinstance(error, UnidentifiedImageError) else reason(error)
         raise MedlightError(f"{shown(path)}: can't be read as an image ({said}); copy it again or remove it") from None
 
 

@@ -102,7 +102,7 @@ def _inflate(file: BinaryIO, needed: int) -> npt.NDArray[np.uint8]:
 def whole(stream: Any, needed: int) -> npt.NDArray[np.uint8]:
     """Read up to ``needed`` bytes and see that the stream ends there: a packed one has its checksum last."""
     buffer = np.empty(needed, np.uint8)
-    view, got = memoryview(buffer), 0  # memory is taken as bytes come, so that a short file costs little
+    view, got = buffer.data, 0  # memory is taken as bytes come, so that a short file costs little
     while got < needed and (n := stream.readinto(view[got : got + _PIECE])):
         got += n
     if len(stream.read(_SPARE + 1)) > _SPARE:
