@@ -59,8 +59,6 @@ class TAG:
     AcquisitionDateTime = tag("AcquisitionDateTime")
     AcquisitionDate = tag("AcquisitionDate")
     AcquisitionTime = tag("AcquisitionTime")
-    ContentDate = tag("ContentDate")
-    ContentTime = tag("ContentTime")
     FrameTime = tag("FrameTime")
     FrameTimeVector = tag("FrameTimeVector")
     EchoTime = tag("EchoTime")
@@ -101,13 +99,14 @@ class GROUP:
 
 # Private elements, each with the creator that must stand at the head of its block (PS3.5 7.8.1) and its own VR.
 SIEMENS_B, SIEMENS_GRADIENT = BaseTag(0x0019100C), BaseTag(0x0019100E)
-GE_B = BaseTag(0x00431039)
+GE_B, GE_GRADIENT = BaseTag(0x00431039), tuple(map(BaseTag, (0x001910BB, 0x001910BC, 0x001910BD)))
 PHILIPS_B, PHILIPS_GRADIENT = BaseTag(0x20011003), tuple(map(BaseTag, (0x200510B0, 0x200510B1, 0x200510B2)))
 CSA_IMAGE = BaseTag(0x00291010)
 PRIVATE: Mapping[int, tuple[str, str]] = {
     SIEMENS_B: ("SIEMENS MR HEADER", "IS"),
     SIEMENS_GRADIENT: ("SIEMENS MR HEADER", "FD"),
     GE_B: ("GEMS_PARM_01", "IS"),
+    **dict.fromkeys(GE_GRADIENT, ("GEMS_ACQU_01", "DS")),
     PHILIPS_B: ("Philips Imaging DD 001", "FL"),
     **dict.fromkeys(PHILIPS_GRADIENT, ("Philips MR Imaging DD 001", "FL")),
     CSA_IMAGE: ("SIEMENS CSA HEADER", "OB"),
@@ -133,7 +132,7 @@ def value(dataset: Dataset, at: BaseTag) -> tuple[str, Any]:
         return str(element.VR), element.value
     kind = element.VR
     if kind is None or kind == "UN":
-        kind = PRIVATE[at][1] if at in PRIVATE else dictionary_VR(at)
+        kind = PRIVATE[at][1] if at in PRIVATE else "LO" if at.is_private_creator else dictionary_VR(at)
     return kind, element.value if element.is_little_endian else _turned(kind, element.value)
 
 

@@ -21,8 +21,9 @@ Status = Literal[
     "unreadable",
 ]
 
-# Frame.moments: a temporal position (a number), and milliseconds; the days are counted in, so that midnight is nothing.
-MOMENTS = ("position", "reference", "trigger", "acquired", "content")
+# Frame.moments: temporal position (a number); frame reference time, trigger time and acquisition time in milliseconds,
+# the last with its days, so that midnight is nothing; a number for a gradient that stands in the picture's own frame.
+MOMENTS = ("position", "reference", "trigger", "acquired", "direction")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -52,7 +53,7 @@ class Frame:
     shape: rows and columns. spacing: between rows, between columns (PS3.3 10.7.1.3).
     position: of the centre of the first pixel (0020,0032). along_row: the way the column index grows; along_column: the
     way the row index grows (0020,0037). All three are None where the object says nothing of its place.
-    thickness: of the slice, None where not said. tilt_tag: Gantry/Detector Tilt (0018,1120) in degrees; geometry decides.
+    thickness: of the slice, None where not said. tilt_tag: Gantry/Detector Tilt (0018,1120); geometry decides.
     interval: Spacing Between Slices (0018,0088), believed where positions leave a doubt only.
     moments: what may tell volumes in time apart, in the order of ``MOMENTS``; None where not said.
     variant: what tells pictures of one place apart that are no channels of one volume: image type, kernel, stack.
@@ -102,7 +103,7 @@ class Stack:
 
     @property
     def id(self) -> str:
-        """A name with nothing of the patient in it, the same on every machine: the modality and a digest of the UIDs."""
+        """A name with nothing of the patient in it, the same on every machine: modality and a digest of the UIDs."""
         parts = sorted(f"{frame.sop_uid} {frame.index} {frame.tile}" for frame in self.frames)
         digest = hashlib.sha256("\n".join([self.series_uid, *parts]).encode()).hexdigest()[:10]
         return f"{self.modality.lower() or 'dicom'}-{digest}"

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal
 from pydicom import Dataset, FileDataset
 from pydicom.filereader import read_dataset, read_partial
 from pydicom.tag import BaseTag
+from pydicom.uid import UID
 
 from medlight.errors import MedlightError
 from medlight.scans.dicom.archive import MOST_BYTES, check_memory, open_place, reason_of, size_of, title
@@ -143,7 +144,7 @@ def _parse(stream: BinaryIO, place: Place, size: int, pixels: bool) -> Dataset:
             dataset, rest, size = _inflated(file, place, stop, wanted)
         if not text(dataset, TAG.SOPClassUID) and not text(dataset, TAG.Modality) and TAG.Rows not in dataset:
             raise unreadable(place, "says neither what it is nor how big; it may be cut off or of another encoding")
-        if not pixels and (TAG.Rows in dataset or TAG.Columns in dataset):
+        if not pixels and (TAG.Rows in dataset or "Image Storage" in UID(text(dataset, TAG.SOPClassUID)).name):
             try:
                 check_size(dataset, rest, size)
             except ValueError as error:
@@ -241,6 +242,7 @@ def _count(dataset: Dataset) -> int:
 def _base(dataset: Dataset, place: Place) -> Frame:
     """What an object says of all its frames."""
     orientation = vector(dataset, TAG.ImageOrientationPatient, 6)
+    is_mr = text(dataset, TAG.Modality) == "MR"
     return Frame(
         place,
         text(dataset, TAG.SOPInstanceUID),
@@ -252,9 +254,9 @@ def _base(dataset: Dataset, place: Place) -> Frame:
         thickness=perhaps(dataset, TAG.SliceThickness) or None,
         tilt_tag=perhaps(dataset, TAG.GantryDetectorTilt),
         instance=int(perhaps(dataset, TAG.InstanceNumber) or 0),
-        channel=channel(dataset, text(dataset, TAG.Modality) == "MR"),
+        channel=channel(dataset, is_mr),
         interval=perhaps(dataset, TAG.SpacingBetweenSlices) or None,
-        moments=moments(dataset),
+        moments=moments(dataset, is_mr),
         variant=sys.intern("\\".join((text(dataset, TAG.ImageType).upper(), text(dataset, TAG.ConvolutionKernel)))),
     )
 

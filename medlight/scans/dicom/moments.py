@@ -17,7 +17,7 @@ _GE_MARK = 100_000  # GE adds a multiple of this to a b-value that was given by 
 _CLOCK = re.compile(r"(\d\d):?(\d\d):?(\d\d(?:\.\d{1,6})?)?")
 
 
-def moments(dataset: Dataset) -> tuple[float | None, ...]:
+def moments(dataset: Dataset, is_mr: bool) -> tuple[float | None, ...]:
     """What may tell volumes in time apart, in the order of ``frames.MOMENTS``."""
     return (
         perhaps(dataset, TAG.TemporalPositionIdentifier),
@@ -25,7 +25,7 @@ def moments(dataset: Dataset) -> tuple[float | None, ...]:
         perhaps(dataset, TAG.TriggerTime),
         milliseconds(text(dataset, TAG.AcquisitionDateTime))
         or milliseconds(text(dataset, TAG.AcquisitionDate) + text(dataset, TAG.AcquisitionTime)),
-        milliseconds(text(dataset, TAG.ContentDate) + text(dataset, TAG.ContentTime)),
+        _ge_direction(dataset) if is_mr else None,
     )
 
 
@@ -82,6 +82,14 @@ def _b_value(dataset: Dataset) -> float | None:
             return found
     found = perhaps(dataset, elements.GE_B)
     return None if found is None else found % _GE_MARK
+
+
+def _ge_direction(dataset: Dataset) -> float | None:
+    """A number that differs where GE's gradient does: it stands in the picture's own frame, and isn't turned here."""
+    parts = [perhaps(dataset, at) for at in elements.GE_GRADIENT]
+    if any(part is None for part in parts):
+        return None
+    return sum(round(part or 0, 4) * weight for part, weight in zip(parts, (1.0, 1e4, 1e8), strict=True))
 
 
 def _gradient(dataset: Dataset) -> Vector | None:
