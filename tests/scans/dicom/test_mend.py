@@ -183,7 +183,7 @@ def test_a_gap_in_a_tilted_series_needs_both_mends():
     inner = ndimage.binary_erosion(made[0] != -1024, np.ones((7, 7, 1), bool))  # its neighbours' edges lie apart
     error = np.abs(made[0] - truth) * inner
     assert error[..., [0, 3, 4, 7, 12, 19]].max() < 4
-    assert error.max() < 40
+    assert error.max() < 7.5**2 / 8 * 700 / 8**2  # linear interpolation over 7.5 mm of the sharpest blob
 
 
 def test_more_made_up_than_scanned_is_refused():
