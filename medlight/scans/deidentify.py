@@ -7,6 +7,7 @@ what their pixels may show, and names of files and folders that say nothing.
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -93,19 +94,10 @@ def _check(source: Path, out: Path) -> None:
 
 def _copy(out: Path, names: Pseudonyms, place: Place) -> Copied | None:
     """Copy one object; None for a DICOMDIR, which is an index of files by their old names."""
-    from medlight.scans.dicom.header import parse
-
     try:
-        dataset = parse(place, pixels=True)
-        kind = str(dataset.get("SOPClassUID", ""))
-        if kind == _DIRECTORY:
-            return None
-        reason = _impossible(dataset, kind)
-        if reason:
-            return Copied(place, reason=reason)
-        risk = _risk(dataset, kind)
-        file = _write(dataset, place, out, names)
-        return Copied(place, file, str(dataset.get("Modality", "")), risk)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote values, which may be a patient's
+            return _cleaned(out, names, place)
     except MedlightError as error:
         return Copied(place, reason=nameless(str(error), place.path, place.member))
     except OSError as error:
@@ -114,18 +106,39 @@ def _copy(out: Path, names: Pseudonyms, place: Place) -> Copied | None:
         return Copied(place, reason=f"can't be written again ({type(error).__name__})")
 
 
+def _cleaned(out: Path, names: Pseudonyms, place: Place) -> Copied | None:
+    from medlight.scans.dicom.header import parse
+
+    dataset = parse(place, pixels=True)
+    kind = str(dataset.get("SOPClassUID", ""))
+    if kind == _DIRECTORY:
+        return None
+    reason = _impossible(dataset, kind)
+    if reason:
+        return Copied(place, reason=reason)
+    risk = _risk(dataset, kind)
+    file = _write(dataset, place, out, names)
+    return Copied(place, file, str(dataset.get("Modality", "")), risk)
+
+
 def _write(dataset: Dataset, place: Place, out: Path, names: Pseudonyms) -> Path:
     """Clean a data set and write it; returns where, relative to ``out``."""
     from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
 
+    from medlight.scans.dicom.codestream import blanked
     from medlight.scans.dicom.confidential import clean
 
     syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    if not syntax and dataset.original_encoding == (False, True):
+        syntax = ExplicitVRLittleEndian
     number = names.digest(f"object {dataset.SOPInstanceUID} {place}")[:16]
     clean(dataset, names)
     dataset.file_meta, dataset.preamble = FileMetaDataset(), None  # the old ones may say who sent it
     if syntax:
         dataset.file_meta.TransferSyntaxUID = syntax
+        if syntax.is_compressed and "PixelData" in dataset:
+            dataset["PixelData"].value = blanked(dataset.PixelData)
     series = names.digest(f"series {dataset.get('SeriesInstanceUID', '')}")[:10]
     kind = "".join(letter for letter in str(dataset.get("Modality", "")) if letter.isalnum()).lower() or "dicom"
     file = Path(str(dataset.PatientID)) / f"{kind}-{series}" / f"{number}.dcm"
