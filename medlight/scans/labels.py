@@ -144,15 +144,16 @@ def drawing_of(path: Path) -> Drawing | None:
         return None
     check_file(path)
     from medlight.scans.dicom.decode import naming
-    from medlight.scans.dicom.header import parse
+    from medlight.scans.dicom.header import header_of, parse
     from medlight.scans.dicom.tree import objects
-    from medlight.scans.rtstruct import STRUCTURES, parse_structures
-    from medlight.scans.seg_frames import SEGMENTATIONS, parse_segments
+    from medlight.scans.rtstruct import parse_structures
+    from medlight.scans.seg_frames import parse_segments
 
     found = []
     for place in objects([path]).places:
-        kind = str(parse(place).get("SOPClassUID", ""))
-        if kind in (*SEGMENTATIONS, STRUCTURES):
+        with naming(place):
+            kind = header_of(parse(place)).kind
+        if kind in ("seg", "rtstruct"):
             found.append((place, kind))
     if len(found) > 1:
         raise MedlightError(
@@ -163,7 +164,7 @@ def drawing_of(path: Path) -> Drawing | None:
     place, kind = found[0]
     with naming(place):
         dataset = parse(place, pixels=True)
-        return parse_structures(dataset, place) if kind == STRUCTURES else parse_segments(dataset, place)
+        return parse_structures(dataset, place) if kind == "rtstruct" else parse_segments(dataset, place)
 
 
 def _same_term(one: Code, other: Code) -> bool:

@@ -16,8 +16,9 @@ Code = tuple[str, str, str]
 Array = npt.NDArray[Any]
 Points = npt.NDArray[np.float64]
 
-# Voxels: headers round positions to 0.01 or 0.1 mm, which is less; a grid that is another one is off by more.
-OFF_GRID = 0.1
+# How far a drawing may be from the voxels it is of. Slices of a series that is read may lie a tenth of a step, or
+# 0.1 mm sideways, from an even grid (dicom/geometry.py), and headers round; another grid is off by more.
+OFF_GRID, _OFF_MM, _OFF_MOST = 0.15, 0.11, 0.3  # voxels, mm, voxels
 TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's axes run to the left, to the back and up
 
 
@@ -45,6 +46,12 @@ class Grid:
 
     shape: tuple[int, int, int]
     affine: Affine
+
+    @property
+    def slack(self) -> npt.NDArray[np.float64]:
+        """How far a drawing may be from the voxels it is of, in voxels along I, J, K."""
+        spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.clip(_OFF_MM / spacing, OFF_GRID, _OFF_MOST)
 
     def voxels(self, points: Points) -> Points:
         """Turn ``(N, 3)`` points in RAS+ millimetres into voxel indices."""
@@ -114,12 +121,14 @@ class Plane:
 
 @dataclass(frozen=True)
 class Seat:
-    """Where a plane's pixels sit on a grid. off: the furthest any pixel's centre is from a voxel's, in voxels.
+    """Where a plane's pixels sit on a grid.
 
+    fits: every pixel's centre is a voxel's. off: how far the furthest is from one, in voxels.
     outside: no pixel is on the grid. axes: of the grid, along the plane's columns and its rows. steps: 1 or -1 each.
     start: the voxel of the first pixel.
     """
 
+    fits: bool
     off: float
     outside: bool
     axes: tuple[int, int]
@@ -164,7 +173,8 @@ def seat(plane: Plane, grid: Grid) -> Seat:
     covered = start + corners @ straight
     outside = bool((covered.max(axis=0) < 0).any() or (covered.min(axis=0) >= grid.shape).any())
     first = tuple(int(n) for n in np.clip(start, -1e9, 1e9))
-    return Seat(float(np.abs(lead - start).max()), outside, axes, (signs[0], signs[1]), first)  # type: ignore[arg-type]
+    off = np.abs(lead - start).max(axis=0)
+    return Seat(bool((off <= grid.slack).all()), float(off.max()), outside, axes, (signs[0], signs[1]), first)  # type: ignore[arg-type]
 
 
 def _axes(steps: Points) -> tuple[int, int]:

@@ -12,10 +12,10 @@ import numpy as np
 from medlight.errors import MedlightError
 from medlight.scans.dicom.archive import title
 from medlight.scans.dicom.frames import Place
+from medlight.scans.dicom.items import code_of, first_of, items_of
 from medlight.scans.polygon import fill
-from medlight.scans.regions import OFF_GRID, TO_RAS, Code, Grid, Piece, Points, Region
+from medlight.scans.regions import TO_RAS, Code, Grid, Piece, Points, Region
 
-STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 _AREAS = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")  # points and open lines have no area
 _MOST_CROSSINGS = 500_000_000  # of contours and rows of voxels: ten times a large plan's
 _MARGIN = 1.0  # voxels: an outline may run round the outermost voxels
@@ -87,7 +87,7 @@ class StructureSet:
 
     def _check_between(self, number: int, depth: Points, place: int, axis: int, grid: Grid) -> None:
         off = float(np.abs(depth - place).max())
-        if off > OFF_GRID:
+        if off > grid.slack[axis]:
             away = off * float(np.linalg.norm(grid.affine[:3, axis]))
             raise MedlightError(
                 f"{self.file}: structure {number} has a contour {away:.2g} mm from the nearest slice "
@@ -107,15 +107,15 @@ class StructureSet:
 def parse_structures(dataset: Any, place: Place) -> StructureSet:
     """Read the structures and contours of an RTSTRUCT data set; MedlightError names what is missing or not finite."""
     file = title(place)
-    frames = _items(dataset, "ReferencedFrameOfReferenceSequence", file, needed=False)
-    described = {_number(item, "ROINumber", file): item for item in _items(dataset, "StructureSetROISequence", file)}
+    frames = items_of(dataset, "ReferencedFrameOfReferenceSequence")
+    described = {_number(item, "ROINumber", file): item for item in _needed(dataset, "StructureSetROISequence", file)}
     codes = _codes(dataset, file)
     contours: dict[int, list[Points]] = {}
-    for item in _items(dataset, "ROIContourSequence", file):
+    for item in _needed(dataset, "ROIContourSequence", file):
         number = _number(item, "ReferencedROINumber", file)
         if number not in described:
             raise MedlightError(f"{file}: ROIContourSequence draws structure {number}, which is not listed; {_EXPORT}")
-        drawn = [_points(part, number, file) for part in _items(item, "ContourSequence", file, needed=False)]
+        drawn = [_points(part, number, file) for part in items_of(item, "ContourSequence")]
         contours.setdefault(number, []).extend(points for points in drawn if points is not None)
     regions = tuple(
         Region(number, str(item.get("ROIName", "") or ""), codes.get(number))
@@ -126,15 +126,15 @@ def parse_structures(dataset: Any, place: Place) -> StructureSet:
         raise MedlightError(f"{file}: no structure has a closed contour; {_EXPORT} or remove it")
     uids = {str(item.get("ReferencedFrameOfReferenceUID", "") or "") for item in described.values()}
     uids = (uids | {str(item.get("FrameOfReferenceUID", "") or "") for item in frames}) - {""}
-    return StructureSet(place, regions, contours, _series(frames, file), uids.pop() if len(uids) == 1 else "")
+    return StructureSet(place, regions, contours, _series(frames), uids.pop() if len(uids) == 1 else "")
 
 
-def _series(frames: list[Any], file: str) -> frozenset[str]:
+def _series(frames: list[Any]) -> frozenset[str]:
     """Return the UIDs of the series that were drawn on (PS3.3 C.8.8.5)."""
     found = set()
     for frame in frames:
-        for study in _items(frame, "RTReferencedStudySequence", file, needed=False):
-            for series in _items(study, "RTReferencedSeriesSequence", file, needed=False):
+        for study in items_of(frame, "RTReferencedStudySequence"):
+            for series in items_of(study, "RTReferencedSeriesSequence"):
                 found.add(str(series.get("SeriesInstanceUID", "") or ""))
     return frozenset(found - {""})
 
@@ -142,11 +142,9 @@ def _series(frames: list[Any], file: str) -> frozenset[str]:
 def _codes(dataset: Any, file: str) -> dict[int, Code]:
     """Return the coded terms of structures, from the observations made of them."""
     found: dict[int, Code] = {}
-    for item in _items(dataset, "RTROIObservationsSequence", file, needed=False):
-        for code in _items(item, "RTROIIdentificationCodeSequence", file, needed=False)[:1]:
-            parts = (code.get(key, "") for key in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning"))
-            value, scheme, meaning = (str(part or "") for part in parts)
-            found[_number(item, "ReferencedROINumber", file)] = (value, scheme, meaning)
+    for item in items_of(dataset, "RTROIObservationsSequence"):
+        if code := code_of(first_of("RTROIIdentificationCodeSequence", item)):
+            found[_number(item, "ReferencedROINumber", file)] = code
     return found
 
 
@@ -169,13 +167,11 @@ def _points(item: Any, number: int, file: str) -> Points | None:
     return numbers.reshape(-1, 3) @ TO_RAS[:3, :3] if numbers.size >= 9 else None
 
 
-def _items(dataset: Any, keyword: str, file: str, needed: bool = True) -> list[Any]:
-    sequence = dataset.get(keyword)
-    if sequence is None or isinstance(sequence, (str, bytes)) or not hasattr(sequence, "__iter__"):
-        sequence = []
-    if needed and not len(sequence):
+def _needed(dataset: Any, keyword: str, file: str) -> list[Any]:
+    items = items_of(dataset, keyword)
+    if not items:
         raise MedlightError(f"{file}: has no {keyword}; {_EXPORT}")
-    return list(sequence)
+    return items
 
 
 def _number(item: Any, keyword: str, file: str) -> int:

@@ -13,9 +13,9 @@ from medlight.scans.dicom import pixels
 from medlight.scans.dicom.archive import title
 from medlight.scans.dicom.decode import naming
 from medlight.scans.dicom.frames import Place
-from medlight.scans.regions import OFF_GRID, Array, Code, Grid, Piece, Plane, Points, Region, seat
+from medlight.scans.dicom.items import code_of, first_of, items_of
+from medlight.scans.regions import Array, Grid, Piece, Plane, Points, Region, Seat, seat
 
-SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
 THINNEST = 1e-4  # mm: no scanner's voxel is as small
 _FARTHEST, _NOT_UNIT = 1e6, 1e-2  # mm, and how far a direction's length may be from 1
 _BACKGROUND = ("125040", "DCM")
@@ -64,14 +64,20 @@ class SegmentFrames:
         cut: the grid is known to be a part of what was drawn on. Raises MedlightError for a frame whose pixels are no
         voxels of the grid, for one that can't be decoded, and, unless ``cut``, for a segment that goes on outside.
         """
+        seen = set()
         for frame in self.frames:
             if frame.number is not None and frame.number not in wanted:
                 continue
             at = seat(self._plane(frame, grid), grid)
+            if (frame.number, at.start) in seen:
+                raise MedlightError(
+                    f"{self.file}: frame {frame.index + 1} lies where another of its segment does; {_AGAIN}"
+                )
+            seen.add((frame.number, at.start))
             if at.outside and cut:
                 continue
             if not at.outside:
-                self._check_seat(frame, at.off)
+                self._check_seat(frame, at)
             with naming(self.place):
                 stored = self.decode(frame.index)
             for number, values in self._values(stored, frame.number, wanted):
@@ -98,10 +104,10 @@ class SegmentFrames:
             )
         return Plane(self.shape, grid.affine[:3, 3], grid.affine[:3, 0], grid.affine[:3, 1])
 
-    def _check_seat(self, frame: SegmentFrame, off: float) -> None:
-        if off > OFF_GRID:
+    def _check_seat(self, frame: SegmentFrame, at: Seat) -> None:
+        if not at.fits:
             raise MedlightError(
-                f"{self.file}: frame {frame.index + 1} lies {min(off, 999):.2g} voxels off the image's grid; "
+                f"{self.file}: frame {frame.index + 1} lies {min(at.off, 999):.2g} voxels off the image's grid; "
                 "give the image it was made of, or resample the segmentation to this one"
             )
 
@@ -170,7 +176,7 @@ def _frames(
 def _said_step(shared: Any) -> float:
     """What the file says of the distance of slices, in millimetres; often wrong."""
     try:
-        step = abs(float(group_of("PixelMeasuresSequence", shared).get("SpacingBetweenSlices")))
+        step = abs(float(first_of("PixelMeasuresSequence", shared).get("SpacingBetweenSlices")))
     except (TypeError, ValueError, AttributeError):
         return 0.0
     return step if THINNEST < step < _FARTHEST else 0.0
@@ -192,19 +198,11 @@ def _regions(dataset: Any, file: str) -> tuple[Region, ...]:
     regions = {}
     for item in items:
         number = _whole(item, "SegmentNumber", file)
-        code = group_of("SegmentedPropertyTypeCodeSequence", item)
+        code = first_of("SegmentedPropertyTypeCodeSequence", item)
         regions[number] = Region(number, str(item.get("SegmentLabel", "") or ""), code_of(code))
     if len(regions) < len(items):
         raise MedlightError(f"{file}: lists a segment number twice; {_AGAIN}")
     return tuple(regions[number] for number in sorted(regions))
-
-
-def code_of(item: Any) -> Code | None:
-    """Return the coded term of an item of a code sequence (PS3.3 8.8), None where there is none."""
-    if item is None:
-        return None
-    value = next((str(item.get(key)) for key in ("CodeValue", "LongCodeValue", "URNCodeValue") if item.get(key)), "")
-    return value, str(item.get("CodingSchemeDesignator", "") or ""), str(item.get("CodeMeaning", "") or "")
 
 
 def _background(dataset: Any, regions: Sequence[Region]) -> frozenset[int]:
@@ -217,7 +215,7 @@ def _background(dataset: Any, regions: Sequence[Region]) -> frozenset[int]:
 
 
 def _segment_of(group: Any, shared: Any, index: int, file: str) -> int:
-    item = group_of("SegmentIdentificationSequence", group, shared)
+    item = first_of("SegmentIdentificationSequence", group, shared)
     if item is None:
         raise MedlightError(f"{file}: frame {index + 1} doesn't say its segment (0062,000B); {_AGAIN}")
     return _whole(item, "ReferencedSegmentNumber", file)
@@ -225,11 +223,11 @@ def _segment_of(group: Any, shared: Any, index: int, file: str) -> int:
 
 def _plane(group: Any, shared: Any, shape: tuple[int, int], frame: str) -> Plane | None:
     """Where a frame lies; None where it says nothing of its place, as that of a radiograph does."""
-    position = group_of("PlanePositionSequence", group, shared)
+    position = first_of("PlanePositionSequence", group, shared)
     if position is None:
         return None
-    turned = group_of("PlaneOrientationSequence", group, shared)
-    measures = group_of("PixelMeasuresSequence", group, shared)
+    turned = first_of("PlaneOrientationSequence", group, shared)
+    measures = first_of("PixelMeasuresSequence", group, shared)
     corner = _numbers(position, "ImagePositionPatient", 3, frame)
     axes = _numbers(turned, "ImageOrientationPatient", 6, frame)
     spacing = _numbers(measures, "PixelSpacing", 2, frame)
@@ -254,17 +252,3 @@ def _whole(item: Any, keyword: str, file: str) -> int:
         return int(item.get(keyword))
     except (TypeError, ValueError):
         raise MedlightError(f"{file}: has no {keyword} that is a number; {_AGAIN}") from None
-
-
-def items_of(dataset: Any, keyword: str) -> list[Any]:
-    """Return the items of a sequence; none where it is absent or no sequence."""
-    value = dataset.get(keyword)
-    return list(value) if value is not None and not isinstance(value, (str, bytes, int, float)) else []
-
-
-def group_of(keyword: str, *places: Any) -> Any:
-    """Return the item of a sequence in the first place that has it: a frame's own before what all share."""
-    for place in places:
-        for item in items_of(place, keyword) if place is not None else ():
-            return item
-    return None

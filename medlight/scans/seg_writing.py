@@ -209,7 +209,7 @@ def _pixels(array: Array, affine: Affine, frames: Sequence[Frame] | None, images
     if frames is not None and len(images) == len(frames):
         used = slice(None) if planes.any() else slice(1)
         return planes[used], images[used]
-    if frames is not None and len(frames) == int(images[0].NumberOfFrames):
+    if frames is not None and len(frames) == int(images[0].get("NumberOfFrames") or 1):
         return planes[np.argsort([frame.index for frame in frames])], images
     by_slice = affine[:, [2, 1, 0, 3]]
     return Placed(planes, by_slice, "PATIENT", from_reference_convention="RAS"), images
