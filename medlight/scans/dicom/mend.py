@@ -119,7 +119,7 @@ def _mended(status: Status, slices: Slices, stack: Stack) -> tuple[Slices, str]:
     match status:
         case "gap":
             then = slices.filled()
-            note = f"gap: {len(then.heights) - count} missing slices interpolated, {len(then.heights)} in all"
+            note = f"gap: {count} slices made {len(then.heights)}, those missing interpolated"
         case "uneven":
             then = slices.even()
             was, now = f"{steps.min():.4g} to {steps.max():.4g} mm", f"{then.heights[1]:.4g} mm"
