@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlight.cli.mends import add_on
 from medlight.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--png", metavar="OUT", type=Path, help="write the picture as a PNG")
     parser.add_argument("--window", metavar="NAME|C/W", help="what lies between black and white")
-    parser.add_argument("--on", action="append", default=[], metavar="KEY=VALUE", help="a mend, as gap=interpolate")
+    add_on(parser)
 
 
 def run(args: argparse.Namespace) -> int:

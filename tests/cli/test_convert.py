@@ -1,0 +1,213 @@
+"""``medlight data convert``: trees to NIfTI, labels on their images' grids, label maps to DICOM-SEG; resumable."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+
+from medlight.cli import convert as command
+from medlight.errors import MedlightError, UsageError
+from medlight.scans import Volume, read, write_nifti
+from tests.data import fake_dicom as fake
+
+
+def run(capsys, *arguments):
+    """Run the action by itself; returns the exit code, what it said, and what it wrote as JSON."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    parser.add_argument("--json")
+    given = [str(argument) for argument in arguments] + ([] if "--workers" in arguments else ["--workers", "1"])
+    code = command.run(parser.parse_args([*given, "--json", "found.json"]))
+    said = capsys.readouterr()
+    with open("found.json") as file:
+        return code, said.out + said.err, json.load(file)
+
+
+def volumes(folder):
+    return sorted(folder.rglob("*.nii.gz"))
+
+
+def test_a_tree_becomes_nifti(workdir, capsys):
+    grid = fake.Grid()
+    fake.write(fake.series(grid), workdir / "in" / "Zyzzyva")
+    fake.write(fake.by_time(3, series="film"), workdir / "in" / "Zyzzyva" / "b")
+    (workdir / "in" / "notes.txt").write_text("no DICOM")
+    code, said, found = run(capsys, "in", "out")
+    assert code == 0
+    three, four = sorted(volumes(workdir / "out"), key=lambda path: nib.load(path).ndim)
+    array, affine = fake.truth(grid)
+    assert np.array_equal(nib.load(three).get_fdata(), array[0])
+    assert np.allclose(nib.load(three).affine, affine, atol=1e-4)
+    assert nib.load(four).shape == (12, 10, 6, 3)
+    assert {file for one in found for file in one["written"]} == {three.name, four.name}
+    assert all(one["status"] == "ok" and not one["reused"] for one in found)
+    assert "2 written" in said
+    assert "1 file passed over" in said
+    everything = said.replace(str(workdir), "") + json.dumps(found) + "".join(map(str, volumes(workdir / "out")))
+    assert "zyzzyva" not in everything.lower()
+
+
+def test_what_was_done_is_not_done_again(workdir, capsys):
+    fake.write(fake.series(), workdir / "in")
+    fake.write(fake.series(series="two"), workdir / "in" / "b")
+    assert run(capsys, "in", "out")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in volumes(workdir / "out")}
+    code, said, found = run(capsys, "in", "out")
+    assert code == 0
+    assert "2 of them before" in said
+    assert all(one["reused"] for one in found)
+    assert {path: path.stat().st_mtime_ns for path in volumes(workdir / "out")} == before
+    _first, second = before
+    second.unlink()  # as after a kill
+    with (workdir / "out" / "converted.jsonl").open("a") as record:
+        record.write('{"name": "ct-00')
+    _, _, found = run(capsys, "in", "out")
+    assert sorted(one["reused"] for one in found) == [False, True]
+    assert second.is_file()
+    shutil.move(workdir / "in", workdir / "elsewhere")  # the same content
+    assert all(one["reused"] for one in run(capsys, "elsewhere", "out")[2])
+    for path in (workdir / "elsewhere").iterdir():
+        if path.is_file():
+            dataset = pydicom.dcmread(path)
+            dataset.PixelData = bytes(len(dataset.PixelData))
+            dataset.save_as(path)
+    _, _, found = run(capsys, "elsewhere", "out")
+    assert sorted(one["reused"] for one in found) == [False, True]
+
+
+def test_mends(workdir, capsys):
+    fake.write(fake.without(fake.series(), 2), workdir / "in")
+    code, said, found = run(capsys, "in", "out")
+    assert code == 1
+    assert (found[0]["status"], found[0]["written"]) == ("gap", [])
+    assert "--on gap=interpolate" in said
+    assert not volumes(workdir / "out")
+    code, _, found = run(capsys, "in", "out", "--on", "gap=interpolate")
+    assert code == 0
+    assert found[0]["mended"]
+    (path,) = volumes(workdir / "out")
+    assert nib.load(path).shape == (12, 10, 6)
+    code, _, found = run(capsys, "in", "split", "--on", "gap=split")
+    assert code == 0
+    assert sorted(nib.load(path).shape[2] for path in volumes(workdir / "split")) == [2, 3]
+    with pytest.raises(UsageError, match="gap"):
+        run(capsys, "in", "out", "--on", "gop=split")
+
+
+def test_a_bad_series_does_not_stop_the_others(workdir, capsys):
+    fake.write(fake.series(), workdir / "in")
+    broken = fake.series(series="broken")
+    for dataset in broken:
+        dataset.PixelData = dataset.PixelData[:20]
+    fake.write(broken, workdir / "in" / "b")
+    (workdir / "in" / "c.dcm").write_bytes(b"")
+    code, said, found = run(capsys, "in", "out")
+    assert code == 1
+    assert len(volumes(workdir / "out")) == 1
+    assert said.count("unreadable") >= 2
+    assert all(one["reason"] for one in found if not one["written"])
+    assert str(workdir) not in json.dumps(found)
+
+
+def test_localizers_and_reports_are_no_failure(workdir, capsys):
+    fake.write(fake.series(), workdir / "in")
+    fake.write(fake.localizer(series="plan"), workdir / "in" / "a")
+    fake.save(fake.report(), workdir / "in" / "b" / "x")
+    code, said, _ = run(capsys, "in", "out")
+    assert code == 0
+    assert "not-a-volume" in said
+    assert len(volumes(workdir / "out")) == 1
+
+
+@pytest.fixture
+def mask(workdir):
+    """A series, and a label map on its grid."""
+    fake.write(fake.series(), workdir / "in" / "series")
+    array, affine = fake.truth(fake.Grid())
+    drawn = np.zeros_like(array, dtype=np.uint8)
+    drawn[0, 2:6, 3:7, 1:4] = 1
+    drawn[0, 7:9, 3:7, 4:6] = 2
+    write_nifti(Volume(drawn, affine), workdir / "mask.nii.gz")
+    return drawn
+
+
+def test_a_label_map_becomes_a_segmentation_and_comes_back(mask, workdir, capsys):
+    code, _, found = run(capsys, "mask.nii.gz", "in/seg.dcm", "--like", "in/series")
+    assert code == 0
+    assert found["values"] == [1, 2]
+    written = pydicom.dcmread("in/seg.dcm")
+    assert written.Modality == "SEG"
+    assert written.StudyInstanceUID == fake.series()[0].StudyInstanceUID
+    code, _said, found = run(capsys, "in", "out")
+    assert code == 0
+    (image,) = (workdir / "out").glob("*.nii.gz")
+    (label,) = (workdir / "out" / "labels").iterdir()
+    assert image.name == label.name
+    assert np.array_equal(nib.load(label).get_fdata(), mask[0])
+    assert np.allclose(nib.load(label).affine, nib.load(image).affine)
+    assert [one["written"] for one in found if one["modality"] == "SEG"] == [[f"labels/{label.name}"]]
+    assert all(one["reused"] for one in run(capsys, "in", "out")[2])
+
+
+def test_a_segmentation_in_a_zip(mask, workdir, capsys):
+    run(capsys, "mask.nii.gz", "in/seg.dcm", "--like", "in/series")
+    fake.zipped(workdir / "in", workdir / "Zyzzyva.zip")
+    code, _, _ = run(capsys, "Zyzzyva.zip", "out")
+    assert code == 0
+    (label,) = (workdir / "out" / "labels").iterdir()
+    assert np.array_equal(nib.load(label).get_fdata(), mask[0])
+
+
+def test_a_segmentation_without_its_image(mask, workdir, capsys):
+    run(capsys, "mask.nii.gz", "seg/seg.dcm", "--like", "in/series")
+    code, said, found = run(capsys, "seg", "out")
+    assert code == 1
+    assert "the image it was drawn on" in said
+    assert not found[0]["written"]
+
+
+def test_overlapping_regions_become_masks(workdir, capsys, data_root):
+    """RTSTRUCT of rt-utils, whose images lie beside it."""
+    folder = data_root / "dicom" / "rt_utils"
+    code, said, found = run(capsys, folder, "out")
+    labels = sorted((workdir / "out" / "labels").glob("*.nii.gz"))
+    assert labels, said
+    assert all(set(np.unique(nib.load(path).dataobj)) <= set(range(256)) for path in labels)
+    assert all(nib.load(path).get_fdata().any() for path in labels)
+    assert any(one["modality"] == "RTSTRUCT" and one["written"] for one in found)
+    del code
+
+
+def test_calls_that_are_wrong(mask, workdir, capsys):
+    fake.write(fake.series(), workdir / "other")
+    for arguments in (("absent", "out"), ("in", "in/out"), ("in", "in"), ("mask.nii.gz", "out", "--like", "in")):
+        with pytest.raises(UsageError):
+            run(capsys, *arguments)
+    with pytest.raises(UsageError, match="workers"):
+        run(capsys, "in", "out", "--workers", "0")
+    image = next((workdir / "in" / "series").iterdir())
+    shutil.copy(image, workdir / "in" / "series" / "x.dcm")
+    with pytest.raises(UsageError, match="never written"):
+        run(capsys, "mask.nii.gz", "in/series/x.dcm", "--like", "in/series")
+    with pytest.raises(MedlightError):
+        run(capsys, "mask.nii.gz", "seg.dcm", "--like", "in/series", "--on", "gap=split")
+
+
+def test_real_series_agree_with_their_ground_truth(data_root, workdir, capsys):
+    folder = data_root / "dicom" / "anatomical"
+    code, said, _found = run(capsys, folder / "001", "out")
+    assert code == 0, said
+    truth = nib.load(folder / "001_ground_truth.nii.gz")
+    (path,) = volumes(workdir / "out")
+    ours = read(path)
+    turned = nib.as_closest_canonical(nib.load(path))
+    wanted = nib.as_closest_canonical(truth)
+    assert np.allclose(turned.affine, wanted.affine, atol=1e-3)
+    assert np.array_equal(turned.get_fdata(), wanted.get_fdata())
+    assert ours.shape
