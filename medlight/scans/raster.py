@@ -24,7 +24,7 @@ _FORMATS = ("PNG", "JPEG", "TIFF")
 _COLOURS = (Channel("red"), Channel("green"), Channel("blue"))
 _SCREENS = (72.0, 96.0)  # dots an inch that programs write when they know nothing
 _INCH = 25.4
-_ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 258, 262  # tags of EXIF and TIFF
+_ORIENTATION, _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC = 0x0112, 256, 257, 258, 262  # tags of EXIF and TIFF
 
 
 def read_raster(path: Path, indices: bool = False) -> Volume:
@@ -63,8 +63,9 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _grid(image: Any, path: Path) -> FileGrid:
-    turned = _turn(image) >= 5  # rows and columns change places; Pillow has turned a TIFF's size by itself
-    width, height = image.size[::-1] if turned and image.format != "TIFF" else image.size
+    stored = (image.tag_v2[_WIDTH], image.tag_v2[_HEIGHT]) if image.format == "TIFF" else image.size
+    turned = _turn(image) >= 5  # rows and columns change places
+    width, height = stored[::-1] if turned else stored
     shape = (len(_COLOURS) if _is_colour(image) else 1, width, height, _count(image))
     bytes_needed(shape, np.dtype(np.uint8 if image.mode in ("L", "P", "RGB") else np.float32), path)
     x, y, remarks = _pixel_size(image)

@@ -126,7 +126,7 @@ def reslice(array: Array, now: Slices, then: Slices, fill: float) -> tuple[Array
     """
     shifts, low, size = widened(now, then, array.shape[1:3])
     exact = np.float32 if array.dtype.itemsize <= 2 or array.dtype == np.float32 else np.float64
-    made = np.empty((len(array), *size, len(then.heights)), array.dtype)
+    made = np.moveaxis(np.empty((len(array), len(then.heights), *size), array.dtype), 1, 3)  # a slice lies in one piece
     for source, target in zip(array, made, strict=True):
         for place, parts in enumerate(_between(now.heights, then.heights)):
             plane: Any = 0.0
