@@ -41,7 +41,7 @@ def read_label(path: Path, image: Volume, labels: Sequence[Label] = ()) -> Volum
     path = Path(path)
     drawing = drawing_of(path)
     if drawing is None:
-        return read(path)
+        return read(path, indices=True)
     _check_origin(drawing, image)
     _check_mended(drawing, image)
     values = match(drawing, labels)
@@ -113,7 +113,8 @@ def paint(
 ) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Bring regions onto one label map ``(I, J, K)``. values: of each number; ranks: who wins where values overlap."""
     highest = max(values.values(), default=0)
-    array = np.zeros(grid.shape, np.uint8 if highest <= np.iinfo(np.uint8).max else np.uint16)
+    kind = np.uint8 if highest <= np.iinfo(np.uint8).max else np.uint16
+    array = np.zeros(grid.shape, kind, order="F")  # slices are painted, so they lie together in memory
     for piece in drawing.pieces(grid, values.keys(), cut):
         value, there = values[piece.number], array[piece.at]
         mask = piece.values if piece.values.dtype == bool else piece.values >= _HALF

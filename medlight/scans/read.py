@@ -53,10 +53,11 @@ def is_scan(path: Path) -> bool:
     return any(file.name.lower().endswith((".dcm", ".dicom", ".ima")) or _has_mark(file) for file in files)
 
 
-def read(path: Path, mends: Mends | None = None) -> Volume:
+def read(path: Path, mends: Mends | None = None, indices: bool = False) -> Volume:
     """Read a scan: NIfTI, NRRD, MetaImage, PNG, JPEG or TIFF by suffix, DICOM from a folder, a zip or a file.
 
     mends: what is done about a DICOM series whose verdict isn't ``ok``; without, it is refused.
+    indices: of an image with a palette, the indices instead of the colours: a label map's values.
 
     Raises UsageError for a format that is not read, MedlightError (naming the file and the mend) where the file is
     absent, empty, unreadable, holds no real numbers, or doesn't say where its voxels lie.
@@ -82,7 +83,7 @@ def read(path: Path, mends: Mends | None = None) -> Volume:
         case "raster":
             from medlight.scans.raster import read_raster
 
-            return read_raster(path)
+            return read_raster(path, indices)
         case "dicom":
             from medlight.scans.dicom.load import read_dicom
             from medlight.scans.dicom.mend import Mends

@@ -16,6 +16,7 @@ from medlight.errors import MedlightError
 from medlight.prepare.reading import _picture
 from medlight.scans import orientation, read
 from medlight.scans.headers import facts
+from medlight.scans.labels import read_label
 from medlight.scans.raster import read_raster
 
 RNG = np.random.default_rng(0)
@@ -193,3 +194,12 @@ def test_pages_that_go_round_in_a_circle_end(tmp_path):
     struct.pack_into("<I", content, second + 2 + 12 * entries, first)
     (tmp_path / "x.tif").write_bytes(content)
     assert facts(tmp_path / "x.tif", deep=True)["status"] in ("ok", "unreadable")
+
+
+def test_a_label_map_with_a_palette_has_its_indices_as_values(tmp_path):
+    values = np.arange(35, dtype=np.uint8).reshape(5, 7) % 4
+    image = Image.frombytes("P", (7, 5), values.tobytes())
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    image.save(tmp_path / "x.png")
+    label = read_label(tmp_path / "x.png", read(tmp_path / "x.png"))
+    np.testing.assert_array_equal(label.array, expected(values))
