@@ -76,8 +76,9 @@ def _show(args: argparse.Namespace, done: list[Converted], passed_over: int) -> 
     console = Console(file=say)
     if not console.is_terminal:
         console = Console(file=say, width=200)
-    names = ("id", "modality", "files", "shape", "spacing", "axes", "verdict", "detail", "written")
-    table = Table(*names)
+    table = Table()
+    for name in ("id", "modality", "files", "shape", "spacing", "axes", "verdict", "detail", "written"):
+        table.add_column(name, overflow="fold")
     for one in done:
         detail = "; ".join([one.stack.verdict.told, *one.notes]).strip("; ")
         table.add_row(*row(as_json(one.stack), detail), "\n".join(one.files) or "-")
@@ -85,8 +86,8 @@ def _show(args: argparse.Namespace, done: list[Converted], passed_over: int) -> 
     for one in done:
         if failed(one) and one.stack.verdict.status != "unreadable":  # the table says that of those
             print(f"not written: {one.reason}", file=sys.stderr)
-        if one.names:
-            print(f"{one.files[0]}: {', '.join(f'{number} {name}' for number, name in one.names)}", file=say)
+        if one.names and console.is_terminal:  # free text: shown, never kept
+            print(f"{one.name}: {', '.join(f'{number} {name}' for number, name in one.names)}", file=say)
     written, reused = sum(bool(one.files) for one in done), sum(one.reused for one in done)
     before = f" ({reused} of them before: same content, same mends)" if reused else ""
     over = f"; {passed_over} file{'s' if passed_over > 1 else ''} passed over" if passed_over else ""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ def convert(
     """Write every image as ``ID.nii.gz``, and every segmentation or RTSTRUCT as ``labels/ID.nii.gz`` of its image's ID.
 
     stacks: of a survey. A segmentation goes with the images of the series that it refers to. Where an image has
-    several, their own ids are added to the names; where regions of one overlap, each gets a file with its number.
+    several, their own ids are added to the names; where regions of one overlap, each gets a file with its number. A
+    second copy of the same objects is called ``ID-2``.
     workers: processes. progress: called with what is done and the total.
 
     Files appear whole or not at all, and ``converted.jsonl`` says from what content and with what mends each was made:
@@ -83,7 +85,8 @@ def convert(
         if progress:
             progress(done, total)
 
-    for one in mapped(partial(_image, out, mends), [(piece, known.get(piece.id)) for piece in images], workers):
+    jobs = [(piece, name, known.get(name)) for piece, name in zip(images, _names(images), strict=True)]
+    for one in mapped(partial(_image, out, mends), jobs, workers):
         take([one])
     pairs = _pairs(labels, results)
     for batch in mapped(partial(_label, out, known), pairs, workers):
@@ -99,41 +102,48 @@ def _pieces(mended_frames: Any, stack: Stack, mends: Mends) -> list[Stack]:
         return [stack]
 
 
-def _image(out: Path, mends: Mends, job: tuple[Stack, dict[str, Any] | None]) -> Converted:
+def _names(stacks: Sequence[Stack]) -> list[str]:
+    """The ids, made different where the same objects are there twice."""
+    seen: Counter[str] = Counter()
+    names = []
+    for stack in stacks:
+        seen[stack.id] += 1
+        names.append(stack.id if seen[stack.id] == 1 else f"{stack.id}-{seen[stack.id]}")
+    return names
+
+
+def _image(out: Path, mends: Mends, job: tuple[Stack, str, dict[str, Any] | None]) -> Converted:
     """Convert one volume, unless that was done."""
     from medlight.scans.dicom.load import load
 
-    stack, entry = job
+    stack, name, entry = job
     try:
         key = _key(stack, mends.to_dict())
-        file = f"{stack.id}.nii.gz"
+        file = f"{name}.nii.gz"
         if entry and entry["key"] == key and (out / file).is_file():
-            return Converted(stack, (file,), tuple(entry["notes"]), reused=True, name=stack.id, key=key)
+            return Converted(stack, (file,), tuple(entry["notes"]), reused=True, name=name, key=key)
         volume = load(stack, mends)
         write_nifti(volume, out / file)
     except (MedlightError, OSError) as error:
         return Converted(stack, reason=" ".join(str(error).split()))
-    return Converted(stack, (file,), tuple(volume.meta.get("mended", ())), name=stack.id, key=key)
+    return Converted(stack, (file,), tuple(volume.meta.get("mended", ())), name=name, key=key)
 
 
-_Pair = tuple[Stack, list[Converted], bool]
+_Pair = tuple[Stack, list[tuple[Converted, str]]]
 
 
 def _pairs(labels: Sequence[Stack], images: Sequence[Converted]) -> list[_Pair]:
-    """Each segmentation with those of its images that were written, and whether it is the only one of each."""
+    """Each segmentation with those of its images that were written, and what it is to be called there."""
     by_series: dict[str, list[Converted]] = {}
     for image in images:
         if image.files:
             by_series.setdefault(image.stack.series_uid, []).append(image)
-    found = []
-    for stack in labels:
-        series = _series_of(stack)
-        found.append((stack, [image for uid in sorted(series) for image in by_series.get(uid, [])]))
-    counts: dict[str, int] = {}
-    for _, referred in found:
-        for image in referred:
-            counts[image.stack.id] = counts.get(image.stack.id, 0) + 1
-    return [(stack, referred, all(counts[i.stack.id] == 1 for i in referred)) for stack, referred in found]
+    found = [[image for uid in sorted(_series_of(stack)) for image in by_series.get(uid, [])] for stack in labels]
+    counts = Counter(image.name for referred in found for image in referred)
+    return [
+        (stack, [(image, f"{image.name}_{name}" if counts[image.name] > 1 else image.name) for image in referred])
+        for stack, name, referred in zip(labels, _names(labels), found, strict=True)
+    ]
 
 
 def _series_of(stack: Stack) -> set[str]:
@@ -162,16 +172,15 @@ def _series_in(dataset: Dataset) -> Iterator[str]:
 
 def _label(out: Path, known: dict[str, dict[str, Any]], pair: _Pair) -> list[Converted]:
     """Write one segmentation on the grid of each of its images; a grid that it does not lie on is passed over."""
-    stack, images, alone = pair
+    stack, images = pair
     if not images:
         return [Converted(stack, reason=f"{_title(stack)}: the image it was drawn on is not among what was written")]
     try:
-        key = _key(stack, [image.key for image in images])
+        key = _key(stack, [image.key for image, _ in images])
     except (MedlightError, OSError) as error:
         return [Converted(stack, reason=" ".join(str(error).split()))]
     done = []
-    for image in images:
-        name = image.stack.id if alone else f"{image.stack.id}_{stack.id}"
+    for image, name in images:
         entry = known.get(f"{LABELS}/{name}")
         if entry and entry["key"] == key and all((out / file).is_file() for file in entry["files"]):
             done.append(Converted(stack, tuple(entry["files"]), reused=True, name=f"{LABELS}/{name}", key=key))

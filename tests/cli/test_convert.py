@@ -81,6 +81,20 @@ def test_what_was_done_is_not_done_again(workdir, capsys):
     assert sorted(one["reused"] for one in found) == [False, True]
 
 
+def test_copies_of_the_same_objects_do_not_overwrite_each_other(workdir, capsys):
+    one, other = fake.series(), fake.series()
+    for dataset in other:
+        dataset.PixelData = bytes(len(dataset.PixelData))
+    fake.write(one, workdir / "in" / "a")
+    fake.write(other, workdir / "in" / "b")
+    code, _, _ = run(capsys, "in", "out")
+    first, second = volumes(workdir / "out")
+    assert code == 0
+    assert second.name.startswith(first.name.removesuffix(".nii.gz")) or first.name.endswith("-2.nii.gz")
+    assert sorted(nib.load(path).get_fdata().any() for path in (first, second)) == [False, True]
+    assert all(one["reused"] for one in run(capsys, "in", "out")[2])
+
+
 def test_mends(workdir, capsys):
     fake.write(fake.without(fake.series(), 2), workdir / "in")
     code, said, found = run(capsys, "in", "out")
