@@ -37,6 +37,8 @@ class RunRecord(L.Callback):
             return
         tags = {"medlight.state": "running", "medlight.reason": ""}
         tags |= {"medlight.monitor": getattr(pl_module, "monitor", ""), "medlight.mode": getattr(pl_module, "mode", "")}
+        mended = getattr(trainer.datamodule, "mended", {})  # type: ignore[attr-defined]
+        tags |= {"medlight.mended": f"{len(mended)} cases"} if mended else {}
         logger.set_tags({**tags, "medlight.config_digest": manifest.config_digest(self.config)})
         if not logger.resumed:
             logger.log_params({key: _param(value) for key, value in flatten(self.config).items() if value is not None})

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from medlight.cli.mends import add_on, mends
 from medlight.cli.output import ready, write_json
 from medlight.config import parse_overrides
 from medlight.errors import UsageError
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c", "--config", action="append", required=True, metavar="FILE", help="fit YAML; later over earlier"
     )
     prepare.add_argument("--on-bad-case", choices=("error", "skip"), help="what to do with a case that can't be used")
+    add_on(prepare)
     prepare.add_argument("--workers", type=int, metavar="N", help="processes; 0: none but this one")
     text = "fetch a public data set, its digest checked"
     download = actions.add_parser("download", help=text, description=text, epilog=_DOWNLOAD, **options)
@@ -79,6 +81,7 @@ def _prepare(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:
     quiet()
     if args.on_bad_case:
         overrides = [*overrides, ("data.on_bad_case", args.on_bad_case)]
+    overrides = [*overrides, *((f"data.preparation.on.{key}", value) for key, value in mends(args.on).items())]
     if args.workers is not None:
         overrides = [*overrides, ("data.workers", args.workers)]
     module = _data_module(read(args.config, overrides))
@@ -132,6 +135,7 @@ def summary(module: Any) -> dict[str, Any]:
         "channels": list(every[0].channels) if every else [],
         "shape": _range([case.shape for case in every]),
         "spacing": _range([[round(s, 4) for s in case.spacing] for case in every]),
+        "mended": module.mended,
         "bad": [{"id": bad.id, "reason": bad.reason} for bad in module.bad],
     }
 
@@ -151,6 +155,7 @@ def _print(found: dict[str, Any]) -> None:
         ("voxels", " x ".join(map(_span, found["shape"]))),
         ("spacing", " x ".join(map(_span, found["spacing"])) + " mm"),
         ("store", f"{found['store']} ({found['computed']} prepared now, {found['reused']} reused)"),
+        *(("mended", f"{name}: {note}") for name, notes in found["mended"].items() for note in notes),
         *(("left out", bad["reason"]) for bad in found["bad"]),
     ]
     for name, text in rows:

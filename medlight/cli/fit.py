@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from medlight.cli.mends import add_on, mends
 from medlight.cli.output import ready, write_json
 from medlight.errors import UsageError
 
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--on-bad-case", choices=("error", "skip"), help="what to do with a case that can't be used"
         )
+        add_on(parser)
     else:
         parser.add_argument("model", metavar="RUN|CKPT", help="a run (id, prefix or name) or a checkpoint file")
         parser.add_argument(
@@ -54,6 +56,7 @@ def _fit(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:
 
     if args.on_bad_case:
         overrides = [*overrides, ("data.on_bad_case", args.on_bad_case)]
+    overrides = [*overrides, *((f"data.preparation.on.{key}", value) for key, value in mends(args.on).items())]
     result = fit(read(args.config, overrides), Launch(resume=args.resume))
     print(f"run {result.run_id}: {result.state}")
     if result.metrics:

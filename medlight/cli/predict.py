@@ -5,34 +5,40 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlight.cli.mends import add_on, mends
 from medlight.errors import MedlightError, UsageError
 
 if TYPE_CHECKING:
     from medlight.deploy.bundle import Bundle
     from medlight.deploy.runtime.files import Item
+    from medlight.prepare.case import BadCase
 
 EPILOG = """\
 example:
   medlight predict hippocampus-bundle scan.nii.gz out
   medlight predict hippocampus-bundle scans/images out --truth scans/labels
   medlight predict RUN_ID scans.csv out --probabilities
+  medlight predict RUN_ID dicom/series out --on gap=interpolate
 
 For each scan, OUT gets NAME.nii.gz (a label map in the scan's own geometry) and NAME.png (prediction filled, truth
-outlined). What was predicted before from the same files with the same bundle is not done again."""
+outlined); NAME is the file's, of a DICOM series its folder's. What was predicted before from the same files with the
+same bundle is not done again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``medlight predict``."""
     parser.add_argument("model", metavar="BUNDLE|RUN", help="a bundle folder, or a run (or sweep) that was exported")
     parser.add_argument(
-        "source", metavar="IN", type=Path, help="a NIfTI file, a folder of them, or a manifest (CSV, JSON)"
+        "source", metavar="IN", type=Path, help="a scan (a file, a DICOM series), a folder of scans, or a manifest"
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, or one .nii.gz for one scan")
     parser.add_argument("--truth", type=Path, metavar="FOLDER", help="label maps of the same names: Dice is measured")
     parser.add_argument("--probabilities", action="store_true", help="write NAME_probabilities.nii.gz too")
+    add_on(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU runtime (default: one a CPU)")
     parser.add_argument("--json", metavar="FILE", help="write the results; - for standard output")
 
@@ -49,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     items = _items(args)
     folder = _folder(args.out, items[0].output)
     predictor = Predictor(bundle, args.threads)
+    own = predictor.preparation
+    predictor.preparation = replace(own, on={**own.on, **mends(args.on)})
     print(predictor.runtime, file=say)
     if not bundle.checked:
         print(f"unchecked: {bundle.root} tells of no comparison with the trained network", file=say)
@@ -124,37 +132,51 @@ def _bundle(text: str) -> Bundle:
 def _items(args: argparse.Namespace) -> list[Item]:
     """List what is to be predicted; UsageError where there is nothing, names clash or an input would be overwritten."""
     from medlight.deploy.runtime.files import Item
+    from medlight.prepare.folders import KINDS
     from medlight.scans import SUFFIXES
+    from medlight.scans.files import apart
+    from medlight.scans.nifti import NIFTI_SUFFIXES
 
     found: dict[str, Item] = {}
     inputs = _inputs(args.source)
-    if len(inputs) > 1 and args.out.name.lower().endswith(SUFFIXES):
+    name_of_out = args.out.name.lower()
+    one_file = name_of_out.endswith(NIFTI_SUFFIXES)
+    if not one_file and name_of_out.endswith(SUFFIXES) and not args.out.is_dir():
+        raise UsageError(f"{args.out}: a label map is written as NIfTI; name a .nii.gz, or a folder")
+    if len(inputs) > 1 and one_file:
         raise UsageError(f"{args.out}: {len(inputs)} scans need a folder to be written to")
     if args.truth and args.truth.is_file() and len(inputs) > 1:
         raise UsageError(f"--truth {args.truth}: {len(inputs)} scans need a folder of label maps")
     for name, images, own_truth in inputs:
-        output = args.out if args.out.name.lower().endswith(SUFFIXES) else args.out / f"{name}.nii.gz"
+        output = args.out if one_file else args.out / f"{name}.nii.gz"
         item = Item(name, images, output, _truth(args.truth, name) or own_truth)
         if name in found:
             both = f"{next(iter(found[name].images.values()))} and {next(iter(images.values()))}"
             raise UsageError(f"{both} have the same name, so would their outputs; mend: rename one")
         found[name] = item
     if not found:
-        raise UsageError(f"{args.source}: no .nii or .nii.gz file here")
+        raise UsageError(f"{args.source}: {KINDS}")
     read = {file.resolve() for item in found.values() for file in [*item.images.values(), item.truth] if file}
     for item in found.values():
         if item.output.resolve() in read:
             raise UsageError(f"{item.output} would be overwritten; mend: give another OUT")
+        for series in filter(Path.is_dir, item.images.values()):
+            apart(series, item.output)
     return list(found.values())
 
 
 def _inputs(source: Path) -> list[tuple[str, dict[str, Path], Path | None]]:
     """Return name, images and truth (a manifest's own) of each scan."""
-    from medlight.scans import SUFFIXES, stem
+    from medlight.prepare.folders import are_slices, loose, name_of, scans_in
 
     if source.is_dir():
-        files = sorted(f for f in source.iterdir() if f.name.lower().endswith(SUFFIXES) and not f.name.startswith("."))
-        return [(stem(file), {"image": file}, None) for file in files]
+        if are_slices(loose(sorted(source.iterdir()))):
+            return [(source.resolve().name, {"image": source}, None)]
+        unclear: list[BadCase] = []
+        scans = scans_in(source, unclear)
+        for bad in unclear:
+            raise UsageError(bad.reason)
+        return [(name, {"image": scan}, None) for name, scan in scans.items()]
     if source.suffix.lower() in (".csv", ".json"):
         from medlight.prepare import Manifest
 
@@ -165,11 +187,11 @@ def _inputs(source: Path) -> list[tuple[str, dict[str, Path], Path | None]]:
         return [(name, images, label if isinstance(label, Path) else None) for name, images, label in cases]
     if not source.is_file():
         raise UsageError(f"{source}: no such file or folder")
-    return [(stem(source), {"image": source}, None)]
+    return [(name_of(source), {"image": source}, None)]
 
 
 def _truth(folder: Path | None, name: str) -> Path | None:
-    from medlight.scans import SUFFIXES
+    from medlight.scans import SUFFIXES, is_scan
 
     if folder is None:
         return None
@@ -177,7 +199,9 @@ def _truth(folder: Path | None, name: str) -> Path | None:
         return folder
     if not folder.is_dir():
         raise UsageError(f"--truth {folder}: no such folder")
-    return next((file for suffix in SUFFIXES if (file := folder / f"{name}{suffix}").is_file()), None)
+    files = [file for suffix in SUFFIXES if (file := folder / f"{name}{suffix}").is_file()]
+    files += [folder / name] if is_scan(folder / name) else []
+    return files[0] if files else None
 
 
 def _show(
@@ -208,6 +232,9 @@ def _show(
         print(f"{unscored} without a truth in {args.truth}", file=say)
     done = f"{len(results)} predicted" + (f" ({reused} of them before: same files, same bundle)" if reused else "")
     print(f"{done}, in {args.out}", file=say)
+    for result in results:
+        for note in result.get("mended", ()):
+            print(f"mended {result['name']}: {note}", file=say)
     for failure in failed:
         print(f"not predicted: {failure['error']}", file=sys.stderr)
 

@@ -102,6 +102,7 @@ class ScanDataModule(L.LightningDataModule):
         self.case_ids: list[str] = []
         self.digests: dict[str, str] = {}
         self.recorded: dict[str, str] = {}
+        self.mended: dict[str, list[str]] = {}
         self.spatial_dims = 3
 
     def prepare_data(self) -> None:
@@ -135,6 +136,7 @@ class ScanDataModule(L.LightningDataModule):
         self.case_ids = [case_id for ids in parts.values() for case_id in ids]
         self.digests = {case_id: by_id[case_id].digest for case_id in self.case_ids}
         self.recorded = _recorded([by_id[case_id] for case_id in self.case_ids])
+        self.mended = {self.recorded[name]: list(by_id[name].mended) for name in self.case_ids if by_id[name].mended}
         used = [by_id[case_id] for case_id in self.case_ids]
         self.spatial_dims = 2 if all(spatial(prepared)[2] == 1 for prepared in used) else 3
         self._check(used)

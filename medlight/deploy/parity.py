@@ -21,7 +21,7 @@ from medlight.errors import MedlightError
 from medlight.prepare.case import Case
 from medlight.prepare.normalise import normaliser_from
 from medlight.prepare.preparation import Preparation, PreparedArrays
-from medlight.prepare.reading import read_ref
+from medlight.prepare.reading import read_label_ref, read_ref
 from medlight.prepare.resample import restore
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def describe(figures: dict[str, Any], worst: str) -> str:
 def _compare_case(task: Task, predictor: Predictor, case: Case) -> CaseParity:
     prepared = Preparation(**task.data["preparation"]).prepare(case, predictor.bundle.labels)
     by_torch = torch_probabilities(task, prepared)
-    scans = {name: read_ref(ref) for name, ref in case.images.items()}
+    scans = {name: read_ref(ref, predictor.preparation.mends) for name, ref in case.images.items()}
     prediction = predictor.predict(scans)
     by_bundle = prediction.probabilities
     if by_torch.shape != by_bundle.shape:
@@ -119,10 +119,10 @@ def _compare_case(task: Task, predictor: Predictor, case: Case) -> CaseParity:
         agreement = float((by_torch.argmax() == by_bundle.argmax()) if len(by_torch) > 1 else 1.0)
         return CaseParity(**figures, label_agreement=agreement)
     expected = _torch_labels(task, by_torch, prepared)
-    got = prediction.label.array[0]
+    got = prediction.label.array
     figures["label_agreement"] = float(np.mean(expected == got))
     if case.label is not None:
-        truth = read_ref(case.label).array[0]
+        truth = read_label_ref(case.label, next(iter(scans.values())), predictor.bundle.labels).array
         for name, labels in (("dice_torch", expected), ("dice_bundle", got)):
             score = mean(dice(labels, truth, predictor.bundle.labels).values())
             figures[name] = None if math.isnan(score) else score
@@ -157,10 +157,14 @@ def _fitted(image: Any, size: Sequence[int]) -> Any:
 
 
 def _torch_labels(task: Task, probabilities: Array, prepared: PreparedArrays) -> Array:
-    """Return the label map on the scan's own grid: probabilities restored, the largest taken."""
-    restored = restore(probabilities, prepared.affine, prepared.original_affine, prepared.original_shape)
+    """Return the label map on the scan's own grid: probabilities restored, the largest taken; one a frame of a clip."""
     values = np.array([int(label["value"]) for label in task.data["labels"]])
-    labels: Array = values[restored.argmax(axis=0)]
-    if task.activation == "sigmoid":
-        labels[restored.max(axis=0) <= 0.5] = 0
-    return labels
+    frames = [probabilities[..., n : n + 1] for n in range(prepared.frames)] or [probabilities]
+    maps = []
+    for frame in frames:
+        restored = restore(frame, prepared.affine, prepared.original_affine, prepared.original_shape)
+        labels = values[restored.argmax(axis=0)]
+        if task.activation == "sigmoid":
+            labels[restored.max(axis=0) <= 0.5] = 0
+        maps.append(labels)
+    return np.stack(maps)

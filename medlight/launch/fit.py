@@ -226,9 +226,13 @@ def _check_ranks(trainer: L.Trainer, data: Any) -> None:
 
 
 def _say_left_out(data: Any) -> None:
-    """Name the cases that were skipped, where people look."""
-    for bad in getattr(data, "bad", []) if is_rank_zero() else []:
+    """Name the cases that were skipped or mended, where people look."""
+    if not is_rank_zero():
+        return
+    for bad in getattr(data, "bad", []):
         print(f"left out  {bad.reason}", file=sys.stderr)
+    for name, notes in getattr(data, "mended", {}).items():
+        print(f"mended    {name}: {'; '.join(notes)}", file=sys.stderr)
 
 
 def _trainer(args: dict[str, Any], callbacks: list[L.Callback], choice: Choice) -> L.Trainer:

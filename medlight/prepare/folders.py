@@ -31,7 +31,7 @@ def scans_in(folder: Path, bad: list[BadCase]) -> dict[str, Path]:
     for path in solid or entries:
         name = name_of(path)
         if name in found:
-            both = f"{shown(found[name])} and {path.name}: two files for the id {name!r}; remove one"
+            both = f"{shown(found[name])} and {path.name} have the same name, two files for the id {name!r}; remove one"
             bad.append(BadCase(name, both))
         found[name] = path
     return found

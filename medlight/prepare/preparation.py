@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,12 +14,11 @@ from medlight.errors import CaseError, MedlightError, UsageError
 from medlight.prepare.case import Case, Label
 from medlight.prepare.checks import check_images, checked_label
 from medlight.prepare.interpolate import Shape
-from medlight.prepare.reading import colours, read_ref
+from medlight.prepare.reading import colours, read_label_ref, read_ref
 from medlight.prepare.resample import spaced_grid, to_grid
 from medlight.prepare.statistics import statistics
 from medlight.prepare.voxels import foreground, values_of
 from medlight.scans import Volume, reorient
-from medlight.scans.labels import read_label
 from medlight.scans.orientation import Affine
 
 if TYPE_CHECKING:
@@ -116,7 +114,7 @@ class Preparation:
         try:
             volumes = {name: read_ref(ref, self.mends) for name, ref in case.images.items()}
             check_images(case, volumes)
-            frames = self._frames(volumes)
+            frames = self.clip_frames(volumes)
             checked = self._label(case, next(iter(volumes.values())), labels, frames)
         except CaseError:
             raise
@@ -127,8 +125,7 @@ class Preparation:
     def _label(self, case: Case, image: Volume, labels: Sequence[Label], frames: int) -> npt.NDArray[Any] | None:
         if case.label is None:
             return None
-        read = read_label(case.label, image, labels) if isinstance(case.label, Path) else read_ref(case.label)
-        return checked_label(case, read, image, labels, frames)
+        return checked_label(case, read_label_ref(case.label, image, labels), image, labels, frames)
 
     def prepare_volumes(self, images: dict[str, Volume], label: npt.NDArray[Any] | None = None) -> PreparedArrays:
         """Prepare volumes in memory (used for prediction too); all are brought onto the first one's grid.
@@ -137,7 +134,7 @@ class Preparation:
         J, 1)``. Raises MedlightError where a clip can't be made of them.
         """
         first = next(iter(images.values()))
-        frames = self._frames(images)
+        frames = self.clip_frames(images)
         affine, shape = self._grid(first)
         image = self._image(images, affine, shape, frames)
         moved = None
@@ -175,7 +172,7 @@ class Preparation:
                 part[...] = np.moveaxis(out[..., 0], 0, -1)
         return image
 
-    def _frames(self, images: dict[str, Volume]) -> int:
+    def clip_frames(self, images: dict[str, Volume]) -> int:
         """How many frames a clip of these images has; 0 where it is to be none, or they are no 4D scans."""
         counts = {name: len(volume.array) // colours(volume) for name, volume in images.items()}
         if self.frames == "channels" or set(counts.values()) == {1}:

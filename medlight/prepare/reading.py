@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.errors import MedlightError
-from medlight.prepare.case import ArrayItem, FileRef, FrameItem
+from medlight.prepare.case import ArrayItem, FileRef, FrameItem, Label
 from medlight.scans import Channel, Volume, read
 from medlight.scans.files import shown
+from medlight.scans.labels import read_label
 from medlight.scans.read import format_of
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ def read_ref(ref: FileRef, mends: Mends | None = None) -> Volume:
             raise MedlightError(f"{shown(ref.path)}: {ref.key} has {len(array)} entries, none at {ref.index}")
         return _picture(array[ref.index])
     return read(ref, mends)
+
+
+def read_label_ref(ref: FileRef, image: Volume, labels: Sequence[Label] = ()) -> Volume:
+    """Read what a case refers to as its label map; a DICOM-SEG or RTSTRUCT comes on the image's grid (`read_label`)."""
+    return read_label(ref, image, labels) if isinstance(ref, Path) else read_ref(ref)
 
 
 def drawn(ref: FileRef | None) -> bool:

@@ -100,6 +100,7 @@ def data_fingerprint(datamodule: Any) -> dict[str, Any]:
     """Return a data module's cases: digest per id, split, and those left out with the kind of reason; no file names.
 
     Cases go by the ids of a manifest, else by their content (``datamodule.recorded``); those left out are numbered.
+    mended: of DICOM cases in which anything was, a line each; only where there are such.
     digest: one over all of it, to tell data sets apart at a glance.
     """
     split = getattr(datamodule, "split", None)
@@ -109,7 +110,9 @@ def data_fingerprint(datamodule: Any) -> dict[str, Any]:
     parts = {name: [names.get(case, case) for case in ids] for name, ids in split_ids.items()}
     bad = [_reason(case.reason) for case in getattr(datamodule, "bad", [])]
     whole = json.dumps([digests, parts], sort_keys=True).encode()
-    return {"digest": hashlib.sha256(whole).hexdigest()[:16], "cases": digests, "split": parts, "left_out": bad}
+    found = {"digest": hashlib.sha256(whole).hexdigest()[:16], "cases": digests, "split": parts, "left_out": bad}
+    mended = dict(getattr(datamodule, "mended", {}))
+    return {**found, "mended": mended} if mended else found
 
 
 _REASONS = {

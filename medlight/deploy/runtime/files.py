@@ -20,9 +20,12 @@ from medlight.deploy.runtime.dice import dice
 from medlight.deploy.runtime.predictor import Prediction, Predictor, Progress
 from medlight.errors import MedlightError
 from medlight.prepare.checks import grids_apart
-from medlight.scans import Volume, read, reorient
+from medlight.prepare.digests import content_digest
+from medlight.scans import Volume, read, reorient, write_nifti
 from medlight.scans.files import replacing, shown
+from medlight.scans.labels import read_label
 from medlight.scans.picture import Overlay, panel
+from medlight.scans.read import format_of
 
 JOURNAL = "predictions.json"
 Result = dict[str, Any]
@@ -30,7 +33,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to predict: its name, the files of its contrasts, the label map to write, the truth if it is known."""
+    """One thing to predict: its name, its contrasts (files, or folders of DICOM), the label map to write, the truth."""
 
     name: str
     images: Mapping[str, Path]
@@ -88,19 +91,22 @@ def predict_item(
     """Predict one item and write its files, unless that was done before.
 
     Returns plain values: name, output, dice if the truth is known (by label, None where neither map has it),
-    probabilities (by class) for classification, and reused. Raises MedlightError that names the file.
+    probabilities (by class) for classification, mended (what was, a line each) and reused. Raises MedlightError that
+    names the file.
     """
     key = _key(predictor, item, probabilities)
     known = journal.find(item, key)
     if known is not None:
         return {**known, "reused": True}
-    scans = {name: read(path) for name, path in item.images.items()}
+    scans = {name: read(path, predictor.preparation.mends) for name, path in item.images.items()}
     first = next(iter(scans.values()))
     try:
         prediction = predictor.predict(scans, progress)
     except MedlightError as error:
         raise MedlightError(f"{shown(next(iter(item.images.values())))}: {error}") from None
     result: Result = {"name": item.name}
+    mended = [note for scan in scans.values() for note in scan.meta.get("mended", ())]
+    result |= {"mended": mended} if mended else {}
     if prediction.label is None:
         values = prediction.probabilities.tolist()
         result["probabilities"] = dict(zip(predictor.bundle.outputs, values, strict=True))
@@ -116,30 +122,31 @@ def _write(
 ) -> list[Path]:
     """Write label map, picture and probabilities; returns the files, adds Dice to the result."""
     assert prediction.label is not None
-    labels, source = prediction.label.array[0], next(iter(item.images.values()))
-    overlays: list[Overlay] = [(labels, "fill")]
+    labels, source = prediction.label, next(iter(item.images.values()))
+    middle = len(labels.array) // 2  # of a clip
+    overlays: list[Overlay] = [(labels.array[middle], "fill")]
     if item.truth is not None:
-        truth = _truth(item.truth, scan, predictor)
-        scores = dice(labels, truth, predictor.bundle.labels)
+        truth = _truth(item.truth, scan, len(labels.array), predictor)
+        scores = dice(labels.array, truth, predictor.bundle.labels)
         result["dice"] = {name: None if math.isnan(score) else score for name, score in scores.items()}
-        overlays.append((truth, "outline"))
+        overlays.append((truth[middle], "outline"))
     files = [item.output, item.picture]
     write_on_grid(labels, source, item.output)
     with replacing(item.picture) as temporary:
-        Image.fromarray(picture(scan, overlays, predictor)).save(temporary, format="png")
+        channel = middle * (len(scan.array) // len(labels.array))
+        Image.fromarray(picture(scan, overlays, predictor, channel)).save(temporary, format="png")
     if probabilities:
         files.append(item.probabilities)
-        spread = np.moveaxis(predictor.probability_map(prediction, scan).array, 0, -1)
-        write_on_grid(spread, source, item.probabilities)
+        write_on_grid(predictor.probability_map(prediction, scan), source, item.probabilities)
     result["output"] = str(item.output)
     return files
 
 
-def picture(scan: Volume, overlays: list[Overlay], predictor: Predictor) -> npt.NDArray[np.uint8]:
-    """Draw a scan's first channel with label maps of its own grid over it, turned to RAS."""
-    image, affine = reorient(scan.array[0], scan.affine, "RAS")
+def picture(scan: Volume, overlays: list[Overlay], predictor: Predictor, channel: int = 0) -> npt.NDArray[np.uint8]:
+    """Draw one channel of a scan with label maps of its own grid over it, turned to RAS."""
+    image, affine = reorient(scan.array[channel], scan.affine, "RAS")
     if scan.shape[2] == 1 and image.shape[2] != 1:  # a 2D image is shown as it is, whatever plane it lies in
-        image, affine = scan.array[0], scan.affine
+        image, affine = scan.array[channel], scan.affine
         turned = overlays
     else:
         turned = [(reorient(overlay, scan.affine, "RAS")[0], style) for overlay, style in overlays]
@@ -147,12 +154,17 @@ def picture(scan: Volume, overlays: list[Overlay], predictor: Predictor) -> npt.
     return panel(image, spacing, turned, predictor.bundle.labels)
 
 
-def write_on_grid(array: npt.NDArray[Any], source: Path, out: Path) -> None:
-    """Write an array ``(I, J, K)`` or ``(I, J, K, L)`` as NIfTI with the geometry of the file it was made from.
+def write_on_grid(volume: Volume, source: Path, out: Path) -> None:
+    """Write a volume as NIfTI with the geometry of the scan it was made from; channels become the fourth dimension.
 
-    Kept of the header: both affines with their codes, and the unit of length. Nothing else: descriptions name people.
+    Kept of a NIfTI header: both affines with their codes, and the unit of length. Nothing else: descriptions name
+    people. A scan of another format has its geometry in the volume.
     """
+    if format_of(source) != "nifti":
+        write_nifti(volume, out)
+        return
     original: Any = nib.load(source)
+    array = volume.array[0] if len(volume.array) == 1 else np.moveaxis(volume.array, 0, -1)
     if len(original.shape) < 3:  # a 2D file stays one
         array = array.reshape(*original.shape, *array.shape[3:])
     image = type(original)(array, original.affine, dtype=array.dtype)
@@ -163,22 +175,25 @@ def write_on_grid(array: npt.NDArray[Any], source: Path, out: Path) -> None:
         nib.save(image, temporary)
 
 
-def _truth(file: Path, scan: Volume, predictor: Predictor) -> npt.NDArray[Any]:
-    truth = read(file)
-    if truth.array.shape != (1, *scan.shape):
-        raise MedlightError(f"{shown(file)}: has the shape {truth.array.shape[1:]}, the scan {scan.shape}")
+def _truth(file: Path, scan: Volume, frames: int, predictor: Predictor) -> npt.NDArray[Any]:
+    truth = read_label(file, scan, predictor.bundle.labels)
+    if truth.array.shape != (frames, *scan.shape):
+        channels = "" if len(truth.array) == frames else f" with {len(truth.array)} channels instead of {frames}"
+        raise MedlightError(f"{shown(file)}: has the shape {truth.shape}{channels}, the scan {scan.shape}")
     if grids_apart(scan.affine, truth.affine, scan.shape) > 0.05 * min(scan.spacing):
         raise MedlightError(f"{shown(file)}: lies elsewhere than the scan (another affine); resample it to the scan")
     known = {0, *(label.value for label in predictor.bundle.labels)}
     unknown = set(np.unique(truth.array).tolist()) - known
     if unknown:
         raise MedlightError(f"{shown(file)}: has the value {min(unknown):g}, which the bundle's labels don't list")
-    return truth.array[0].astype(np.int64)
+    return truth.array.astype(np.int64)
 
 
 def _key(predictor: Predictor, item: Item, probabilities: bool) -> str:
     """Digest of all that decides a result: the bundle, the files' content, what is asked for."""
     parts = [sha256(predictor.bundle.root / DESCRIPTION), str(probabilities), item.output.name]
     files = [*item.images.values(), *([item.truth] if item.truth else [])]
-    parts += [sha256(file) if file.is_file() else "absent" for file in files]
+    parts += [content_digest(file) if file.exists() else "absent" for file in files]
+    mends = predictor.preparation.mends
+    parts += [json.dumps(mends.to_dict(), sort_keys=True)] if mends else []
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -30,11 +30,13 @@ class Prediction:
     probabilities: ``(L, I, J, K)`` on the prepared grid (segmentation), or ``(L,)`` (classification).
     affine: of the prepared grid.
     label: the label map ``(1, I, J, K)`` with the schema's values, on the input's own grid; None for classification.
+    frames: of a clip, which lie along K of the prepared grid, and are ``frames`` label maps; 0 where it is none.
     """
 
     probabilities: Array
     affine: npt.NDArray[np.float64]
     label: Volume | None = None
+    frames: int = 0
 
 
 class Predictor:
@@ -55,7 +57,7 @@ class Predictor:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(Path(bundle))
         self._session: Session = session or OnnxSession(self.bundle, threads)
         self._batch = batch
-        self._preparation = Preparation(**self.bundle.data["preparation"])
+        self.preparation = Preparation(**self.bundle.data["preparation"])
         self._normalisers = [normaliser_from(spec) for spec in self.bundle.data["normalise"]]
         self.runtime = self._session.reason
 
@@ -67,7 +69,7 @@ class Predictor:
         """
         volumes = dict(scan) if isinstance(scan, Mapping) else {"image": scan}
         self._check(volumes)
-        prepared = self._preparation.prepare_volumes(volumes)
+        prepared = self.preparation.prepare_volumes(volumes)
         image, pad = self._normalised(prepared)
         if self.bundle.data["spatial_dims"] == 2:
             image = image[..., 0]
@@ -84,32 +86,37 @@ class Predictor:
             progress=progress,
         )
         probabilities = probabilities.reshape(len(probabilities), *prepared.image.shape[1:])
-        return Prediction(probabilities, prepared.affine, self.label_map(probabilities, prepared))
+        label = self.label_map(probabilities, prepared)
+        return Prediction(probabilities, prepared.affine, label, prepared.frames)
 
     def label_map(self, probabilities: Array, prepared: PreparedArrays) -> Volume:
         """Bring probabilities to the input's grid and take the largest (sigmoid: the largest of those above 1/2).
 
-        One label at a time: the input's grid may be far larger than the prepared one.
+        One label at a time: the input's grid may be far larger than the prepared one. A clip has a map for each frame.
         """
         values = [label.value for label in self.bundle.labels]
         kind = np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16
-        found = np.zeros(prepared.original_shape, kind)
-        best = np.full(prepared.original_shape, 0.5 if self.bundle.activation == "sigmoid" else 0.0, np.float32)
+        shape = (prepared.frames or 1, *prepared.original_shape)
+        found = np.zeros(shape, kind)
+        best = np.full(shape, 0.5 if self.bundle.activation == "sigmoid" else 0.0, np.float32)
         for index, value in enumerate(values):
-            score = restore(
-                probabilities[index : index + 1], prepared.affine, prepared.original_affine, prepared.original_shape
-            )[0]
+            score = probabilities[index : index + 1]
+            score = _apart(score) if prepared.frames else score
+            score = restore(score, prepared.affine, prepared.original_affine, prepared.original_shape)
             better = score > best
             found[better] = value
             best[better] = score[better]
-        return Volume(found[None], prepared.original_affine)
+        return Volume(found, prepared.original_affine)
 
     def probability_map(self, prediction: Prediction, scan: Volume) -> Volume:
-        """Return the probabilities on the input's own grid, one channel a label."""
-        return Volume(restore(prediction.probabilities, prediction.affine, scan.affine, scan.shape), scan.affine)
+        """Return the probabilities on the input's own grid, one channel a label; of a clip, one a label and frame."""
+        spread = _apart(prediction.probabilities) if prediction.frames else prediction.probabilities
+        return Volume(restore(spread, prediction.affine, scan.affine, scan.shape), scan.affine)
 
-    def _check(self, volumes: Mapping[str, Volume]) -> None:
-        expected, given = self.bundle.data["channels"], sum(len(volume.array) for volume in volumes.values())
+    def _check(self, volumes: dict[str, Volume]) -> None:
+        frames = self.preparation.clip_frames(volumes) or 1
+        expected = self.bundle.data["channels"]
+        given = sum(len(volume.array) // frames for volume in volumes.values())
         if given != len(expected):
             names = ", ".join(map(str, expected))
             raise MedlightError(f"has {given} channels, but the bundle was trained on {len(expected)} ({names})")
@@ -132,3 +139,9 @@ class Predictor:
 
     def _classify(self, image: Array, pad: list[float]) -> Array:
         return self._session(fitted(image, self.bundle.window["size"], pad)[None])[0]
+
+
+def _apart(clip: Array) -> Array:
+    """Take the frames of a clip ``(L, I, J, T)`` apart: ``(L * T, I, J, 1)``."""
+    frames: Array = np.moveaxis(clip, -1, 1)
+    return frames.reshape(-1, *clip.shape[1:3], 1)
