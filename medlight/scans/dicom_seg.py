@@ -55,7 +55,7 @@ def read_seg(path: Path, grid: Grid | None = None) -> Segmentation:
     fractional = drawing.segmentation == "FRACTIONAL"
     check_memory(drawing.place, prod(grid.shape) * len(drawing.regions) * (4 if fractional else 1))
     numbers = [region.number for region in drawing.regions]
-    masks = {number: np.zeros(grid.shape, np.float32 if fractional else bool) for number in numbers}
+    masks = {number: np.zeros(grid.shape, np.float32 if fractional else bool, order="F") for number in numbers}
     for piece in drawing.pieces(grid, numbers):
         there = masks[piece.number][piece.at]
         np.maximum(there, piece.values, out=there)

@@ -172,6 +172,7 @@ def _segmentation(
     """Build the object. frames: those whose pixels the voxels are, in order; None where the grid is another one."""
     from highdicom import UID
     from highdicom.seg import Segmentation
+    from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
     from medlight import __version__
 
@@ -181,6 +182,7 @@ def _segmentation(
         source_images=images,
         pixel_array=pixels,
         segmentation_type="BINARY" if numbered else "LABELMAP",
+        transfer_syntax_uid=ExplicitVRLittleEndian if numbered else RLELossless,
         segment_descriptions=[_description(value, label, made) for value, label in described.items()],
         series_instance_uid=UID(),
         series_number=1000 + int(images[0].get("SeriesNumber") or 0) % 100_000,

@@ -226,6 +226,21 @@ def test_absurdly_many_points_end_soon(tmp_path: Path) -> None:
         read_label(write(tmp_path / "a.dcm", {1: [zigzag]}), image)
 
 
+@pytest.mark.timeout(60)
+def test_absurdly_many_contours_end_soon(tmp_path: Path) -> None:
+    """Two million items with nothing in them."""
+    image = box()
+    file = write(tmp_path / "bomb.dcm", {1: [square(5, 25, 3, image)]})
+    dataset = pydicom.dcmread(file)
+    del dataset.ROIContourSequence
+    dataset.save_as(file)
+    items = b"\xfe\xff\x00\xe0\x00\x00\x00\x00" * 2_000_000
+    with file.open("ab") as stream:
+        stream.write(b"\x06\x30\x39\x00SQ\0\0" + len(items).to_bytes(4, "little") + items)
+    with pytest.raises(MedlightError, match=r"bomb.dcm: ROIContourSequence has absurdly many items"):
+        read_label(file, image)
+
+
 @pytest.mark.timeout(300)
 def test_mutants_are_read_or_refused(data_root: Path, tmp_path: Path) -> None:
     content = (data_root / "dicom/rt_utils/empty/dummy_rt.dcm").read_bytes()

@@ -8,7 +8,7 @@ from pydicom.dataelem import RawDataElement
 
 from medlight.scans.dicom.elements import items_in
 
-_MOST_ITEMS = 300_000  # at all depths: ten times a large plan's contours
+_MOST_ITEMS = 1_000_000  # at all depths: those of 80,000 frames; each takes 1.5 KiB in pydicom
 
 
 def items_of(dataset: Any, keyword: str) -> list[Any]:
