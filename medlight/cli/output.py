@@ -22,7 +22,7 @@ def ready(target: str | None) -> None:
         raise UsageError(f"--json {target}: {file.parent} can't be made: {error.strerror}") from None
 
 
-def write_json(target: str | None, content: dict[str, Any]) -> None:
+def write_json(target: str | None, content: dict[str, Any] | list[dict[str, Any]]) -> None:
     """Write to a file, or to standard output for ``-``; nowhere for ``None``."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     if target == "-":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data import fake
+from tests.data import fake, fake_dicom
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if "```bash" in page.read_text()]
@@ -21,6 +21,7 @@ BLOCK = re.compile(r"^```(yaml|bash)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_snippet_runs(page: Path, tmp_path: Path) -> None:
     fake.folders(tmp_path, cases=6, shape=(20, 20, 20))
+    fake_dicom.write(fake_dicom.series(fake_dicom.Grid(shape=(20, 20, 20))), tmp_path / "scans" / "head")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for name in ("MEDLIGHT_DATA", "MLFLOW_TRACKING_URI"):
         environment.pop(name, None)
@@ -38,4 +39,6 @@ def test_every_snippet_runs(page: Path, tmp_path: Path) -> None:
     assert ran
     if page.name == "README.md":
         assert len(list((tmp_path / "predictions").glob("*.nii.gz"))) == 6
+        assert len(list((tmp_path / "nifti").glob("*.nii.gz"))) == 1
+        assert len(list((tmp_path / "give-away").rglob("*.dcm"))) == 20
         assert (tmp_path / "compare.html").stat().st_size > 10_000

@@ -219,8 +219,7 @@ def _element(dataset: Dataset, tag: Any) -> DataElement | None:
 
 def _value(dataset: Dataset, keyword: str) -> Any:
     """The value of an attribute, the empty string where there is none that can be decoded."""
-    tag = tag_for_keyword(keyword)
-    element = _element(dataset, tag) if tag in dataset else None
+    element = _element(dataset, tag_for_keyword(keyword)) if keyword in dataset else None
     return "" if element is None or element.value is None else element.value
 
 
