@@ -405,3 +405,25 @@ def with_dicomdir(datasets: list[Dataset], folder: Path) -> Path:
         files.add(dataset)
     files.write(folder)
     return folder / "DICOMDIR"
+
+
+def scanner_header(dataset: Dataset) -> Dataset:
+    """Add what a scanner writes beside what matters: some 90 elements, many of them private, and sequences."""
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = dataset.SOPClassUID, uid("referenced")
+    dataset.ReferencedImageSequence = Sequence([copy.deepcopy(reference) for _ in range(3)])
+    dataset.ReferencedStudySequence = Sequence([copy.deepcopy(reference)])
+    dataset["ReferencedImageSequence"].is_undefined_length = True
+    texts = "Manufacturer ManufacturerModelName SoftwareVersions DeviceSerialNumber BodyPartExamined FilterType"
+    for keyword in texts.split():
+        setattr(dataset, keyword, keyword.upper()[:16])
+    amounts = "KVP DataCollectionDiameter ReconstructionDiameter DistanceSourceToDetector DistanceSourceToPatient"
+    for keyword in (*amounts.split(), "TableHeight", "WindowCenter", "WindowWidth", "RescaleIntercept", "RescaleSlope"):
+        setattr(dataset, keyword, "120.5")
+    dataset.AcquisitionDate, dataset.AcquisitionTime = "20200102", "101112.123456"
+    dataset.ContentDate, dataset.ContentTime = "20200102", "101113.5"
+    for group, creator in ((0x0019, "ACME STATION 01"), (0x0043, "ACME PARAMETERS"), (0x0045, "ACME HELIOS")):
+        block = dataset.private_block(group, creator, create=True)
+        for number in range(20):
+            block.add_new(number, "DS", f"{number}.25\\{number}.5")
+    return dataset

@@ -15,7 +15,6 @@ import psutil
 
 from medlight.errors import MedlightError
 from medlight.scans.dicom.frames import Place
-from medlight.scans.files import shown
 
 HEAD_BYTES = 512
 MOST_BYTES = 4 << 30  # one object: the length of its pixel data has 32 bits (PS3.5 7.1)
@@ -35,20 +34,20 @@ def open_place(place: Place, most: int = MOST_BYTES) -> BinaryIO:
         try:
             return place.path.open("rb")
         except OSError as error:
-            raise MedlightError(f"{title(place)}: can't be opened ({error.strerror}); restore it") from None
+            raise MedlightError(f"{place.title}: can't be opened ({error.strerror}); restore it") from None
     try:
         archive = _opened(place.path)
         info = archive.getinfo(place.member)
         reason = member_fault(info)
         if reason:
-            raise MedlightError(f"{title(place)}: {reason}")
+            raise MedlightError(f"{place.title}: {reason}")
         check_memory(place, min(info.file_size, most))
         with archive.open(info) as member:
             return io.BytesIO(member.read(most))
     except KeyError:
-        raise MedlightError(f"{title(place)}: the zip has no such member") from None
+        raise MedlightError(f"{place.title}: the zip has no such member") from None
     except _BROKEN as error:
-        raise MedlightError(f"{title(place)}: can't be unpacked ({reason_of(error)}); make the zip again") from None
+        raise MedlightError(f"{place.title}: can't be unpacked ({reason_of(error)}); make the zip again") from None
 
 
 def size_of(place: Place) -> int:
@@ -60,12 +59,12 @@ def check_memory(place: Place, needed: int) -> None:
     """Raise MedlightError where an object takes more memory than is free."""
     if needed > _SMALL and needed > (free := psutil.virtual_memory().available):
         amounts = f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free"
-        raise MedlightError(f"{title(place)}: it takes {amounts}; use a machine with more, or leave it out")
+        raise MedlightError(f"{place.title}: it takes {amounts}; use a machine with more, or leave it out")
 
 
 def title(place: Place) -> str:
     """An object's name for a person."""
-    return f"{shown(place.path)}:{place.member}" if place.member else shown(place.path)
+    return place.title
 
 
 def reason_of(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -132,7 +133,7 @@ class _Table:
         times: list[Key | int | None] = [None] if on_one_grid else list(self._times())
         for by_variant in (True, False) if len(self.variants) > 1 else (False,):
             for by_contrast in (True, False) if len(self.contrasts) > 1 else (False,):
-                keys: list[Key] = [_variant] * by_variant + [_contrast] * by_contrast
+                keys: list[Key] = [key for key, used in ((_variant, by_variant), (_contrast, by_contrast)) if used]
                 for time in times:
                     yield self.option(keys, time, by_variant)
 
@@ -142,12 +143,12 @@ class _Table:
         position, reference, trigger, acquired, direction = range(len(MOMENTS))
         for moment in (position, reference):
             if self._differ(moment):
-                yield lambda frame, moment=moment: frame.moments[moment]
+                yield partial(_moment, moment)
         if len({frame.channel.acquisition for frame in self.frames}) > 1:
             yield lambda frame: frame.channel.acquisition
         for moment in (direction, trigger, acquired):
             if self._differ(moment):
-                yield lambda frame, moment=moment: frame.moments[moment]
+                yield partial(_moment, moment)
         for moment in (trigger, acquired, reference):
             if self._differ(moment):
                 yield moment
@@ -159,6 +160,10 @@ class _Table:
 def _time(frame: Frame, moment: int) -> float:
     found = frame.moments[moment] if frame.moments else None
     return -1.0 if found is None else found
+
+
+def _moment(moment: int, frame: Frame) -> Hashable:
+    return frame.moments[moment] if frame.moments else None
 
 
 def _variant(frame: Frame) -> Hashable:

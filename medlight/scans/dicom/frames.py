@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from medlight.scans.files import shown
+
 Vector = tuple[float, float, float]
 
 Status = Literal[
@@ -32,6 +34,11 @@ class Place:
 
     path: Path
     member: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name for a person."""
+        return f"{shown(self.path)}:{self.member}" if self.member else shown(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +86,20 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a stack can be read as it is; ``detail`` is one sentence with the figures (which slices, mm, degrees)."""
+    """Whether a stack can be read as it is.
+
+    detail: one sentence with the figures (which slices, mm, degrees), and no file's name: it may be stored.
+    place: the object to blame, where it is one.
+    """
 
     status: Status = "ok"
     detail: str = ""
+    place: Place | None = None
+
+    @property
+    def told(self) -> str:
+        """The sentence for a person, with the name of the object to blame."""
+        return f"{self.place.title}: {self.detail}" if self.place else self.detail
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,12 @@ def slice_positions(frames: Sequence[Frame]) -> npt.NDArray[np.float64]:
     return np.asarray(_positions(frames) @ normal_of(frames[0]))
 
 
+def usual_step(frames: Sequence[Frame]) -> float:
+    """The middle one of the steps between the places of frames, in mm; 0 where all lie at one."""
+    steps = np.diff(np.sort(slice_positions(frames)))
+    return float(np.median(steps[steps >= SAME_MM])) if (steps >= SAME_MM).any() else 0.0
+
+
 def _positions(frames: Sequence[Frame]) -> npt.NDArray[np.float64]:
     return np.array([frame.position for frame in frames], dtype=np.float64)
 

@@ -43,7 +43,7 @@ def stacks(headers: Iterable[tuple[Header | Dataset, list[Frame]]]) -> list[Stac
     for header, frames in headers:
         known = header if isinstance(header, Header) else header_of(header)
         where = known.series_uid or (frames[0].place.path.parent, frames[0].place.member.rpartition("/")[0])
-        key = (where, known.modality, known.kind)
+        key: tuple[Hashable, ...] = (where, known.modality, known.kind)
         if known.kind in ("seg", "rtstruct"):
             key = (*key, frames[0].place)
         series.setdefault(key, []).extend((known, frame) for frame in frames)
@@ -179,7 +179,7 @@ def _mixed(parts: Sequence[Sequence[Frame]]) -> Verdict:
     if not all(_same_way(part[0], first) for part in parts):
         counts = " and ".join(_counted(len(part)) for part in parts[:4])
         way = normal_of(first)
-        widest = max(float(np.degrees(np.arccos(min(1.0, abs(normal_of(p[0]) @ way))))) for p in parts)
+        widest = max(float(np.degrees(np.arccos(min(1.0, abs(float(normal_of(p[0]) @ way)))))) for p in parts)
         return Verdict(
             "mixed-orientation", f"{counts} lie in {len(parts)} directions, up to {widest:.1f} degrees apart"
         )

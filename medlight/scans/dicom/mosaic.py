@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from nibabel.nicom import csareader
 from pydicom import Dataset
 
 from medlight.scans.dicom.elements import CSA_IMAGE, TAG, creator_tag, perhaps, text, value
@@ -64,6 +64,9 @@ def _csa(dataset: Dataset) -> dict[str, Any]:
     try:
         if len(data) > _MOST_BYTES:
             raise ValueError
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # at its import it says that it is young
+            from nibabel.nicom import csareader
         return {name: tag["items"] for name, tag in csareader.read(bytes(data))["tags"].items()}
     except Exception:  # whatever the bytes make nibabel raise
         raise ValueError("a mosaic whose Siemens CSA header (0029,1010) is broken") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import BinaryIO
+from dataclasses import dataclass
 
 from pydicom import Dataset
 
@@ -23,23 +23,35 @@ _MOST_PIXEL_BYTES = 64 << 30  # unpacked; no machine decodes more at once
 _ITEM_BYTES = 8
 
 
-def check_size(dataset: Dataset, file: BinaryIO, size: int) -> None:
-    """Compare the pixel data, at whose element ``file`` stands, with Rows, Columns, NumberOfFrames and the file's size.
+@dataclass(frozen=True)
+class PixelElement:
+    """The element of the pixel data. start: its first 12 bytes, none where the object has no such element.
+
+    size: bytes from its start to the end of the object. syntax: the transfer syntax, None where none is said.
+    """
+
+    start: bytes
+    size: int
+    syntax: str | None
+
+
+def check_size(dataset: Dataset, element: PixelElement) -> None:
+    """Compare the length of the pixel data with Rows, Columns, NumberOfFrames, and the bytes that are there.
 
     Raises ValueError that says what can't be.
     """
     shape = _shape(dataset)
     needed = _bytes(dataset, shape)
-    start = file.read(12)
+    start = element.start
     if len(start) < 8 or start[:2] not in (_LITTLE, _BIG):
         raise ValueError("holds no pixel data (7FE0,0010), or is cut off before it; copy it again")
     explicit = start[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN", b"OV")
     length = int.from_bytes(start[8:12] if explicit else start[4:8], "little" if start[:2] == _LITTLE else "big")
-    left = size - file.tell() + (0 if explicit else 4)
+    left = element.size - (12 if explicit else 8)
     said = f"{shape[1]}x{shape[2]} pixels" + (f" in {shape[0]} frames" if shape[0] > 1 else "")
     if needed > _MOST_PIXEL_BYTES:
         raise ValueError(f"says that it holds {said}, {needed / 2**30:.0f} GiB; no object does")
-    if (length == _UNDEFINED) != _packed(dataset, length):
+    if element.syntax is not None and (length == _UNDEFINED) == (element.syntax in _NATIVE):
         raise ValueError("its pixel data doesn't lie as its transfer syntax (0002,0010) says; the syntax is wrong")
     if length == _UNDEFINED:
         if left < _ITEM_BYTES + shape[0] * _ITEM_BYTES:
@@ -68,9 +80,3 @@ def _bytes(dataset: Dataset, shape: tuple[int, int, int]) -> int:
     if samples == 3 and text(dataset, TAG.PhotometricInterpretation) in ("YBR_FULL_422", "YBR_PARTIAL_422"):
         samples = 2  # two pixels share their colour (PS3.3 C.7.6.3.1.2)
     return -(-math.prod(shape) * samples * bits // 8)
-
-
-def _packed(dataset: Dataset, length: int) -> bool:
-    """Whether the transfer syntax packs pixels; where none is said, what lies there decides."""
-    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
-    return length == _UNDEFINED if syntax is None else str(syntax) not in _NATIVE

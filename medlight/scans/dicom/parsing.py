@@ -1,0 +1,161 @@
+"""One object's header as a data set: parsed in bounded time and memory, its length compared with its pixel data."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from typing import Any, BinaryIO
+
+from pydicom import Dataset, FileDataset
+from pydicom.filereader import read_dataset, read_partial
+from pydicom.tag import BaseTag
+from pydicom.uid import UID
+
+from medlight.errors import MedlightError
+from medlight.scans.dicom.archive import MOST_BYTES, check_memory, open_place, reason_of, size_of
+from medlight.scans.dicom.elements import TAG, TAGS, text
+from medlight.scans.dicom.frames import Place
+from medlight.scans.dicom.pixel_size import PixelElement, check_size
+from medlight.scans.dicom.skim import skim
+from medlight.scans.dicom.unreadable import unreadable
+
+# What a header may take. Each empty item costs four reads and 1.5 KiB in pydicom: a bomb of them ends at some 800 MiB.
+# 20,000 frames of a Philips series take 1.2 million.
+_READS = 2_000_000
+_ELEMENTS = 20_000  # at the top level; real headers have some hundreds
+_VALUE_BYTES = 512 << 20  # functional groups of a long series; all else is far shorter
+_HEAD_BYTES = 64 << 20  # of a packed object, when only its header is wanted
+_PIECE = 1 << 20
+_SKIMMED = (1 << 15, 1 << 20)  # bytes at the start of a file that hold most headers, and all but a few
+_WANTED = {int(tag): tag for tag in TAGS}
+
+
+class _RefusedError(Exception):
+    """A header that is made to take time and memory."""
+
+
+class _PackedError(Exception):
+    """The data set is deflated (PS3.5 A.5): pydicom asks for all bytes that are left."""
+
+
+class _Metered(io.BufferedReader):
+    """A file whose reads are counted, and bounded each."""
+
+    def __init__(self, raw: Any, most: int) -> None:
+        super().__init__(raw, 1 << 14)
+        self.reads, self.most = 0, most
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.reads += 1
+        if size is None or size < 0:
+            raise _PackedError
+        if self.reads > _READS or size > self.most:
+            raise _RefusedError("a header that is too long to be true")
+        return super().read(size)
+
+
+def parse(place: Place, pixels: bool = False) -> Dataset:
+    """Parse an object. pixels: all of it; else the elements of ``TAGS``, up to the pixel data, whose size is checked.
+
+    Without pixels there need be no file meta information in what is returned.
+
+    Raises UnreadableError (a MedlightError) that names the file and the cause: no DICOM, cut off, pixel data that can't
+    hold what Rows, Columns and NumberOfFrames say, a header that is made to take time or memory.
+    """
+    try:
+        size = size_of(place)
+        check_memory(place, size if pixels else 0)
+        with open_place(place, MOST_BYTES if pixels else _HEAD_BYTES) as stream:
+            dataset = _parse(stream, place, size, pixels)
+    except MedlightError:
+        raise
+    except RecursionError:
+        raise unreadable(place, "its sequences are nested too deep to be true") from None
+    except MemoryError:
+        raise unreadable(place, "its header takes more memory than there is") from None
+    except Exception as error:  # whatever the bytes make pydicom raise
+        raise unreadable(place, f"can't be read as DICOM ({reason_of(error)}); copy it again or remove it") from None
+    return dataset
+
+
+def _parse(stream: BinaryIO, place: Place, size: int, pixels: bool) -> Dataset:
+    raw = stream.raw if isinstance(stream, io.BufferedReader) else stream
+    found = None if pixels else _skimmed(raw, size)
+    if found is None:
+        with _Metered(raw, MOST_BYTES if pixels else _VALUE_BYTES) as file:
+            found = _parsed(file, place, size, pixels)
+    dataset, element = found
+    if not text(dataset, TAG.SOPClassUID) and not text(dataset, TAG.Modality) and TAG.Rows not in dataset:
+        raise unreadable(place, "says neither what it is nor how big; it may be cut off or of another encoding")
+    if not pixels and (TAG.Rows in dataset or "Image Storage" in UID(text(dataset, TAG.SOPClassUID)).name):
+        try:
+            check_size(dataset, element)
+        except ValueError as error:
+            raise unreadable(place, str(error), dataset) from None
+    return dataset
+
+
+Found = tuple[Dataset, PixelElement]
+
+
+def _skimmed(raw: Any, size: int) -> Found | None:
+    """A well-formed header by the quick way."""
+    for most in _SKIMMED:
+        data = raw.read(most)
+        raw.seek(0)
+        found = skim(data, _WANTED)
+        if found is not None:
+            elements, syntax, at = found
+            return Dataset(elements), PixelElement(data[at : at + 12], size - at, syntax)
+        if size <= most:
+            break
+    return None
+
+
+def _parsed(file: _Metered, place: Place, size: int, pixels: bool) -> Found:
+    """Any header, by pydicom."""
+    stop = None if pixels else _Stop()
+    wanted: Any = None if pixels else list(TAGS)
+    try:
+        dataset: Dataset = read_partial(file, stop_when=stop, force=True, specific_tags=wanted)
+        rest: BinaryIO = file
+    except _PackedError:
+        dataset, rest, size = _inflated(file, place, stop, wanted)
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    at = rest.tell()
+    return dataset, PixelElement(rest.read(12), size - at, None if syntax is None else str(syntax))
+
+
+class _Stop:
+    """Stops at the pixel data, and refuses a header with more elements than any has."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
+        self.seen += 1
+        if self.seen > _ELEMENTS:
+            raise _RefusedError("a header that is too long to be true")
+        return tag in _PIXELS
+
+
+_PIXELS = frozenset(map(BaseTag, (0x7FE00008, 0x7FE00009, 0x7FE00010)))
+
+
+def _inflated(file: _Metered, place: Place, stop: Any, wanted: Any) -> tuple[Dataset, BinaryIO, int]:
+    """Parse an object whose data set is deflated, as far as memory allows: the header alone needs little of it."""
+    start = file.tell()
+    file.seek(0)
+    head = read_partial(io.BytesIO(file.read(start)), force=True)
+    most = _HEAD_BYTES if stop else MOST_BYTES
+    unpacker, data = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+    while not unpacker.eof and len(data) < most and (piece := file.read(_PIECE)):
+        data += unpacker.decompress(piece, most - len(data))
+        check_memory(place, len(data))
+    whole = unpacker.eof
+    if not stop and not whole:
+        raise unreadable(place, "deflated data that is cut off, or takes too much memory", head)
+    inner = _Metered(io.BytesIO(data), most)
+    found = read_dataset(inner, False, True, stop_when=stop, specific_tags=wanted)
+    dataset = FileDataset(place.path, found, head.preamble, head.file_meta, is_implicit_VR=False)
+    return dataset, inner, len(data) if whole else MOST_BYTES
