@@ -79,7 +79,9 @@ def affine(frames: Sequence[Frame]) -> Affine:
         lps[:3, 0], lps[:3, 1], lps[:3, 3] = _vectors(first)
     lps[:3, 2] = np.cross(lps[:3, 0], lps[:3, 1]) * (first.thickness or 1.0)
     if len(frames) > 1 and placed(first) and placed(last):
-        lps[:3, 2] = (np.array(last.position) - np.array(first.position)) / (len(frames) - 1)
+        way = np.array(last.position) - np.array(first.position)
+        if abs(way @ normal_of(first)) >= SAME_MM:
+            lps[:3, 2] = way / (len(frames) - 1)
     lps[:3, 0] *= between_columns
     lps[:3, 1] *= between_rows
     return np.asarray(LPS_TO_RAS @ lps)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from struct import Struct, error
 
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.tag import BaseTag
 
 _EXPLICIT, _IMPLICIT, _LENGTH = Struct("<HH2sH"), Struct("<HHI"), Struct("<I")
@@ -21,7 +21,7 @@ _PIXELS = 0x7FE00008  # Float Pixel Data, the first of three elements with pixel
 _IMPLICIT_SYNTAX = b"1.2.840.10008.1.2"
 _OTHERS = (b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99", b"1.2.840.113619.5.2")  # big endian, deflated, GE's own
 
-Elements = dict[BaseTag, RawDataElement]
+Elements = dict[BaseTag, DataElement | RawDataElement]
 
 
 def skim(data: bytes, wanted: Mapping[int, BaseTag]) -> tuple[Elements, str, int] | None:

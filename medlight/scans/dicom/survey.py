@@ -215,10 +215,16 @@ def as_json(stack: Stack) -> dict[str, Any]:
         "shape": [first.shape[1], first.shape[0], slices] if is_image else [],
         "channels": len(stack.channels),
         "spacing_mm": _spacing(stack, slices) if is_image else [],
-        "orientation": orientation(affine(stack.frames[:slices])) if is_image and placed(first) else "",
+        "orientation": _orientation(stack, slices) if is_image else "",
         "status": stack.verdict.status,
         "detail": stack.verdict.detail,
     }
+
+
+def _orientation(stack: Stack, slices: int) -> str:
+    frames = stack.frames[:slices]
+    clear = placed(frames[0]) and stack.verdict.status not in ("mixed-orientation", "mixed-shape")
+    return orientation(affine(frames)) if clear else ""
 
 
 def _spacing(stack: Stack, slices: int) -> list[float]:
