@@ -16,6 +16,7 @@ from medlight.scans.files import shown
 Affine = npt.NDArray[np.float64]
 
 MOST_BYTES = 16 << 30  # a 4D scan of a thousand heads' size; more is a header that lies
+_FURTHEST = 1e6  # millimetres: more is a damaged header, or another unit
 _SMALL = 1 << 30  # below this the machine's free memory isn't asked
 
 # DICOM, NRRD and ITK count positions to the left, back and up (LPS); here they run right, forward and up (RAS).
@@ -55,9 +56,11 @@ class FileGrid:
 
 
 def affine_fault(affine: Affine, mend: str) -> str:
-    """Say why an affine gives voxels no place: not finite, or singular; the empty string where it does."""
+    """Say why an affine gives voxels no place: not finite, singular or absurd; the empty string where it does."""
     if not np.isfinite(affine).all():
         return f"the affine has values that are not finite; {mend}"
+    if np.abs(affine[:3]).max() > _FURTHEST:
+        return f"the affine speaks of {np.abs(affine[:3]).max():.3g} mm, which no patient measures; {mend}"
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if (spacing <= 0).any() or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-3:
         return f"the affine is singular, so voxels have no place; {mend}"

@@ -115,8 +115,8 @@ def _affine(header: Any, shape: tuple[int, int, int]) -> tuple[Affine, tuple[str
     scale = _MILLIMETRES.get(unit, 1.0)
     affine = _with_slice_axis(_in_millimetres(header.get_best_affine(), scale), shape)
     remarks = [f"lengths in {unit}s are turned to millimetres"] if scale != 1 else []
-    remarks += _size_remarks(header, affine, shape, scale)
     fault = affine_fault(affine, _MEND)
+    remarks += [] if fault else _size_remarks(header, affine, shape, scale)
     if header["qform_code"] == header["sform_code"] == 0:
         remarks.append("says nothing of its place (qform and sform codes are 0): only voxel sizes are known")
     elif not fault and header["qform_code"] > 0 and header["sform_code"] > 0:
@@ -195,8 +195,9 @@ def _values(header: Any, stream: Any, path: Path) -> npt.NDArray[Any]:
     if slope is None or (slope, intercept) == (1, 0) or dtype.names:
         return array
     scaled = np.empty(sizes, np.float32, order="F")
-    for plane in np.ndindex(sizes[2:]):  # a plane at a time: the float64 between would take eight bytes a voxel
-        scaled[(..., *plane)] = array[(..., *plane)].astype(np.float64) * slope + intercept
+    with np.errstate(over="ignore", invalid="ignore"):  # what isn't finite is named later, with its count
+        for plane in np.ndindex(sizes[2:]):  # one at a time: the float64 between would take eight bytes a voxel
+            scaled[(..., *plane)] = array[(..., *plane)].astype(np.float64) * slope + intercept
     return scaled
 
 

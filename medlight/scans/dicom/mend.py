@@ -114,7 +114,10 @@ def mend_array(array: Array, affine: Affine, stack: Stack, mends: Mends) -> tupl
 
 
 def _mended(status: Status, slices: Slices, stack: Stack) -> tuple[Slices, str]:
-    """Return where slices are to lie once a fault is mended, and a note of it (figures only, no file's name)."""
+    """Return where slices are to lie once a fault is mended, and a note of it (figures only, no file's name).
+
+    The notes say ``interpolated``, ``resampled`` or ``deskewed``: labels drawn on such a series are known by it.
+    """
     count, steps = len(slices.heights), np.diff(slices.heights)
     match status:
         case "gap":
