@@ -41,6 +41,8 @@ class _PackedError(Exception):
 class _Metered(io.BufferedReader):
     """A file whose reads are counted, and bounded each."""
 
+    name = ""  # pydicom asks for one, and a zip's member in memory has none
+
     def __init__(self, raw: Any, most: int) -> None:
         super().__init__(raw, 1 << 14)
         self.reads, self.most = 0, most
