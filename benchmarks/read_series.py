@@ -41,7 +41,7 @@ def _simpleitk() -> Callable[[Path], np.ndarray]:
     def read(folder: Path) -> np.ndarray:
         reader = SimpleITK.ImageSeriesReader()
         reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-        return SimpleITK.GetArrayViewFromImage(reader.Execute()).T.copy(order="K")
+        return SimpleITK.GetArrayFromImage(reader.Execute()).T
 
     return read
 

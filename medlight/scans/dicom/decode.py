@@ -24,7 +24,7 @@ from medlight.scans.dicom import pixels, values
 from medlight.scans.dicom.archive import reason_of, title
 from medlight.scans.dicom.elements import tag
 from medlight.scans.dicom.frames import Frame, Place, Stack
-from medlight.scans.dicom.header import parse
+from medlight.scans.dicom.opened import Opened, opened
 from medlight.scans.regions import origin
 from medlight.scans.suv import suv_factor
 
@@ -73,9 +73,10 @@ def naming(place: Place) -> Iterator[None]:
         raise MedlightError(f"{title(place)}: {reason_of(error)}; export it again or take it out") from None
 
 
-def source(dataset: Dataset, indices: Mapping[int, object]) -> Source:
+def source(one: Opened, indices: Mapping[int, object]) -> Source:
     """Check what an object says of its pixels. Raises ValueError for what is missing, impossible or not read here."""
-    layout = pixels.layout(dataset)
+    dataset = one.dataset
+    layout = pixels.layout(dataset, one.keyword)
     if any(index >= layout.frames for index in indices):
         raise ValueError(f"says {layout.frames} frames (NumberOfFrames), and its groups describe more")
     is_palette = layout.photometric == "PALETTE COLOR"
@@ -139,13 +140,13 @@ def _suv(dataset: Dataset) -> dict[str, Any]:
 class Decoder:
     """Decodes the frames of one stack.
 
-    held: data sets that were read with their pixels already, emptied as it goes.
+    held: objects that were parsed already, emptied as it goes.
     array: ``(channels, colours, slices, rows, columns)`` of what is stored.
     facts: what the middle slice says of its values (windows differ between slices, and the middle is what is shown),
     what it was made of (``origin``), and the factor to SUV of a PET series.
     """
 
-    def __init__(self, stack: Stack, held: dict[Place, Dataset]) -> None:
+    def __init__(self, stack: Stack, held: dict[Place, Opened]) -> None:
         self.stack = stack
         self.held = held
         self.slices = len(stack.frames) // len(stack.channels)
@@ -166,9 +167,10 @@ class Decoder:
         first: Dataset | None = None
         for place, indices in self.wanted.items():
             with naming(place):
-                dataset = self.held.pop(place, None) or parse(place, pixels=True)
+                one = self.held.pop(place, None) or opened(place)
+                dataset = one.dataset
                 likeness = _likeness(dataset) if list(indices) == [0] else None
-                found[place] = known.get(likeness) or source(dataset, indices)
+                found[place] = known.get(likeness) or source(one, indices)
                 if likeness is not None:
                     known[likeness] = found[place]
                 if place == middle.place:
@@ -177,9 +179,9 @@ class Decoder:
                     self.facts |= values.facts(dataset, found[place].layout, middle.index)
                 if self.stack.modality == "PT":
                     first = min(first or dataset, dataset, key=_acquired)
-                room -= len(dataset[found[place].layout.keyword].value)
+                room -= one.in_memory
                 if room > 0:
-                    self.held[place] = dataset
+                    self.held[place] = one
         if first is not None:
             self.facts |= _suv(first)
         if len({one.colours for one in found.values()}) > 1:
@@ -219,9 +221,9 @@ class Decoder:
             read = self._open(place)
         return [lambda index=index: self._frame(place, read, index) for index in self.wanted[place]]  # type: ignore[misc]
 
-    def _open(self, place: Place) -> Callable[[int], Pixels]:
-        dataset = self.held.pop(place, None) or parse(place, pixels=True)
-        return pixels.frames(dataset, self.sources[place].layout)
+    def _open(self, place: Place) -> pixels.Read:
+        one = self.held.pop(place, None) or opened(place)
+        return pixels.frames(one.dataset, self.sources[place].layout, one.data)
 
     def _object(self, place: Place, indices: list[int]) -> None:
         with naming(place):
@@ -229,14 +231,17 @@ class Decoder:
         for index in indices:
             self._frame(place, read, index)
 
-    def _frame(self, place: Place, read: Callable[[int], Pixels], index: int) -> None:
+    def _frame(self, place: Place, read: pixels.Read, index: int) -> None:
         with naming(place):
-            one = self.sources[place]
-            stored = read(index)
-            for number in self.wanted[place][index]:
+            one, numbers = self.sources[place], self.wanted[place][index]
+            whole = len(numbers) == 1 and one.palette is None and one.dtype == self.array.dtype
+            out = self._target(self.array, numbers[0])[0] if whole else None
+            stored = read(index, out)
+            for number in numbers:
                 part = _cut(stored, self.stack.frames[number])
                 self._note(number, part, one, index)
-                self._target(self.array, number)[...] = one.planes(part)
+                if stored is not out:
+                    self._target(self.array, number)[...] = one.planes(part)
 
     def _target(self, array: Pixels, number: int) -> Pixels:
         """The part of an array that a frame fills."""

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydicom import Dataset
-
 from medlight.errors import MedlightError
 from medlight.scans.dicom import pixels
 from medlight.scans.dicom.archive import title
@@ -16,8 +14,9 @@ from medlight.scans.dicom.decode import KEPT_BYTES, Decoder, naming
 from medlight.scans.dicom.frames import ChannelKey, Frame, Place, Stack
 from medlight.scans.dicom.geometry import affine
 from medlight.scans.dicom.group import stacks
-from medlight.scans.dicom.header import frames_of, parse
+from medlight.scans.dicom.header import Header, frames_of, header_of, parse
 from medlight.scans.dicom.mend import Mends, mend_array, mended_frames
+from medlight.scans.dicom.opened import Opened, opened
 from medlight.scans.dicom.tree import objects
 from medlight.scans.files import shown
 from medlight.scans.volume import Channel, Volume
@@ -45,23 +44,23 @@ def read_dicom(path: Path, mends: Mends = _NO_MENDS) -> Volume:
         found, held = headers(tree.places)
         volumes = [stack for stack in found if stack.kind == "image" and stack.verdict.status != "not-a-volume"]
         chosen = _only(path, volumes or found)
+        _complete(chosen, found)
         volume = _load(chosen, mends, held)
     over = len(found) - 1
     return replace(volume, meta={**volume.meta, "passed_over": over}) if over else volume
 
 
-def headers(places: Sequence[Place]) -> tuple[list[Stack], dict[Place, Dataset]]:
-    """Parse every object once; its pixels are kept for decoding as long as there is room."""
-    held: dict[Place, Dataset] = {}
+def headers(places: Sequence[Place]) -> tuple[list[Stack], dict[Place, Opened]]:
+    """Parse every object once; what was read is kept for decoding as long as there is room."""
+    held: dict[Place, Opened] = {}
     room = KEPT_BYTES
-    parsed: list[tuple[Dataset, list[Frame]]] = []
+    parsed: list[tuple[Header, list[Frame]]] = []
     for place in places:
-        dataset = parse(place, pixels=room > 0)
-        with naming(place):
-            parsed.append((dataset, frames_of(dataset, place)))
+        one = opened(place) if room > 0 else Opened(parse(place))
+        parsed.append((header_of(one.dataset), frames_of(one.dataset, place)))
         if room > 0:
-            held[place] = dataset
-            room -= sum(len(dataset[name].value or b"") for name in pixels.KEYWORDS if name in dataset)
+            held[place] = one
+            room -= one.in_memory
     return stacks(parsed), held
 
 
@@ -76,6 +75,19 @@ def _only(path: Path, found: Sequence[Stack]) -> Stack:
         mend = "give each its own folder, or use medlight data convert"
         raise MedlightError(f"{shown(path)}: holds {len(found)} volumes: {listed}{more}; {mend}")
     return found[0]
+
+
+def _complete(chosen: Stack, found: Sequence[Stack]) -> None:
+    """Raise MedlightError where pictures of the same series and size say nothing of their place: slices may be lost."""
+    for stack in found:
+        first = stack.frames[0]
+        alike = (stack.series_uid, stack.modality, first.shape) == (
+            chosen.series_uid,
+            chosen.modality,
+            chosen.frames[0].shape,
+        )
+        if stack is not chosen and alike and "LOCALIZER" not in first.variant.split("\\"):
+            raise MedlightError(f"{title(first.place)}: {stack.verdict.detail}; take out what is no slice of it")
 
 
 def load(stack: Stack, mends: Mends = _NO_MENDS) -> Volume:
@@ -95,7 +107,7 @@ def load(stack: Stack, mends: Mends = _NO_MENDS) -> Volume:
         return _load(stack, mends, {})
 
 
-def _load(stack: Stack, mends: Mends, held: dict[Place, Dataset]) -> Volume:
+def _load(stack: Stack, mends: Mends, held: dict[Place, Opened]) -> Volume:
     stack = _accepted(stack, mends)
     decoder = Decoder(stack, held)
     meta = {**stack.facts, **decoder.facts}
@@ -129,7 +141,7 @@ def _channel(key: ChannelKey, colour: str) -> Channel:
     turned = None
     if key.gradient is not None:
         x, y, z = key.gradient
-        turned = (-x, -y, z)  # LPS to RAS
+        turned = (0.0 - x, 0.0 - y, z)  # LPS to RAS, without a negative zero
     return Channel(colour, key.time_ms, key.b_value, key.echo_time_ms, turned)
 
 
@@ -151,9 +163,9 @@ def check_pixels(stack: Stack) -> str | None:
 
 
 def _check_object(place: Place, indices: set[int]) -> None:
-    dataset = parse(place, pixels=True)
+    one = opened(place)
     with naming(place):
-        layout = pixels.layout(dataset)
-        read = pixels.frames(dataset, layout)
+        layout = pixels.layout(one.dataset, one.keyword)
+        read = pixels.frames(one.dataset, layout, one.data)
         for index in sorted(indices):
             read(index)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders.base import get_decoder
+
+from medlight.scans.dicom.opened import KEYWORDS, Data, Span, held
 
 Pixels = npt.NDArray[Any]
 Buffer = bytes | bytearray | memoryview
@@ -51,8 +53,7 @@ _PHOTOMETRIC = (
     "YBR_ICT",
     "YBR_RCT",
 )
-# Where pixels are kept, and the type of number where they are no integers.
-KEYWORDS = {"PixelData": "", "FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}
+_FLOATS = {"FloatPixelData": "f4", "DoubleFloatPixelData": "f8"}
 # A frame larger than any detector or tile: what claims more is a bomb. 16,384 squared.
 MOST_PIXELS = 2**28
 # The widest JPEG frames are 65,535 pixels a side; the markers that open a frame, but for DHT, JPG and DAC (T.81, B.1).
@@ -83,7 +84,7 @@ class Layout:
     @property
     def dtype(self) -> np.dtype[Any]:
         """The type of a decoded frame, in this machine's byte order."""
-        return np.dtype(KEYWORDS[self.keyword] or f"{'i' if self.signed else 'u'}{max(1, self.allocated // 8)}")
+        return np.dtype(_FLOATS.get(self.keyword) or f"{'i' if self.signed else 'u'}{max(1, self.allocated // 8)}")
 
     @property
     def range(self) -> tuple[int, int]:
@@ -102,12 +103,14 @@ class Layout:
         return self.frames * self.rows * self.columns * samples * self.allocated
 
 
-def layout(dataset: Dataset) -> Layout:
-    """Check the Image Pixel module of an object with pixels. Raises ValueError for what is missing or impossible."""
-    held = [keyword for keyword in KEYWORDS if keyword in dataset]
-    if not held:
+def layout(dataset: Dataset, keyword: str = "") -> Layout:
+    """Check the Image Pixel module of an object with pixels. Raises ValueError for what is missing or impossible.
+
+    keyword: of the element that holds the pixels, where they aren't in the data set.
+    """
+    keyword = keyword or next((keyword for keyword in KEYWORDS if keyword in dataset), "")
+    if not keyword:
         raise ValueError("has no pixel data (7FE0,0010), or it was cut off")
-    keyword = held[0]
     allocated = _integer(dataset, "BitsAllocated")
     is_float = keyword != "PixelData"
     stored = allocated if is_float else _integer(dataset, "BitsStored", allocated)
@@ -170,28 +173,46 @@ def _check(found: Layout) -> None:
         raise ValueError(f"has {found.samples} samples a pixel, and {found.photometric} needs another number")
 
 
-def frames(dataset: Dataset, found: Layout) -> Callable[[int], Pixels]:
+class Read(Protocol):
+    """Gives the stored values of a frame, in ``out`` where that can be done at no cost."""
+
+    def __call__(self, index: int, out: Pixels | None = None) -> Pixels:
+        """Return ``(rows, columns)``, or ``(rows, columns, 3)`` in RGB."""
+
+
+def frames(dataset: Dataset, found: Layout, data: Data | None = None) -> Read:
     """Give a function from a frame's index to its stored values; the pixels are not decoded before it is called.
 
-    It returns ``(rows, columns)``, or ``(rows, columns, 3)`` in RGB, in ``found.dtype``, read-only where it is the
-    object's own memory. YBR becomes RGB (PS3.3 C.7.6.3.1.2); palettes are left as indices. It may be called from
-    several threads. Raises ValueError where the pixel data is shorter or longer than the header says, or can't be
-    decoded.
+    data: the pixels, where they aren't in the data set.
+
+    What it returns is of ``found.dtype``, and read-only where it is the object's own memory. YBR becomes RGB (PS3.3
+    C.7.6.3.1.2); palettes are left as indices. It may be called from several threads; its ``out`` is a contiguous array
+    of the frame's shape and type. Raises ValueError where the pixel data is shorter or longer than the header says, or
+    can't be decoded.
     """
-    buffer = dataset[found.keyword].value
-    if not isinstance(buffer, Buffer) or not buffer:
+    if data is None:
+        data = held(dataset).data
+    if not len(data):
         raise ValueError("has no pixel data (7FE0,0010), or it was cut off")
+    if not found.encapsulated:
+        _check_length(len(data), found)
+    order: Literal["<", ">"] = ">" if found.syntax == uid.ExplicitVRBigEndian else "<"
+    words = order == ">" and found.allocated == 8  # bytes that may be written as words
+    if isinstance(data, Span):
+        if found.samples == 1 and found.allocated > 1:
+            span = data
+            return lambda index, out=None: _from_file(span, found, index, out)
+        data = data.read(0, len(data))
+    buffer = data
     if found.encapsulated:
         parts = _encoded(dataset, bytes(buffer), found)
-        return lambda index: _decoded(parts[index], found)
-    _check_length(len(buffer), found)
-    swapped = found.syntax == uid.ExplicitVRBigEndian and found.allocated == 8  # may be written as words
+        return lambda index, out=None: _decoded(parts[index], found)
     if found.allocated == 1:
-        return lambda index: _bits(buffer, found, index)
-    if found.samples > 1 or swapped:
-        vr = dataset[found.keyword].VR
-        return lambda index: _by_pydicom(buffer, found, index, pixel_vr=vr)
-    return lambda index: _native(buffer, found, index)
+        return lambda index, out=None: _bits(buffer, found, index)
+    if found.samples > 1 or words:
+        vr = dataset[found.keyword].VR if words else "OW"
+        return lambda index, out=None: _by_pydicom(buffer, found, index, pixel_vr=vr)
+    return lambda index, out=None: _native(buffer, found, index, order)
 
 
 def _check_length(length: int, found: Layout) -> None:
@@ -203,10 +224,19 @@ def _check_length(length: int, found: Layout) -> None:
         raise ValueError(f"has pixel data of {length} bytes, {than} than the {expected} that the header says ({said})")
 
 
-def _native(buffer: Buffer, found: Layout, index: int) -> Pixels:
+def _from_file(span: Span, found: Layout, index: int, out: Pixels | None) -> Pixels:
+    """One frame of uncompressed, little-endian numbers, read to where it belongs."""
+    kind = found.dtype.newbyteorder("<")
+    if out is None or out.dtype != kind or out.shape != (found.rows, found.columns):
+        out = np.empty((found.rows, found.columns), kind)
+    span.read_into(index * out.nbytes, out)
+    return _without_unused_bits(out, found, out)
+
+
+def _native(buffer: Buffer, found: Layout, index: int, order: Literal["<", ">"]) -> Pixels:
     """One frame of uncompressed integers or floats, bits outside BitsStored dropped."""
     size = found.rows * found.columns
-    kind = found.dtype.newbyteorder(">" if found.syntax == uid.ExplicitVRBigEndian else "<")
+    kind = found.dtype.newbyteorder(order)
     flat = np.frombuffer(buffer, kind, count=size, offset=index * size * kind.itemsize)
     return _without_unused_bits(flat.astype(found.dtype, copy=False).reshape(found.rows, found.columns), found)
 
@@ -220,11 +250,11 @@ def _bits(buffer: Buffer, found: Layout, index: int) -> Pixels:
     return flat.reshape(found.rows, found.columns)
 
 
-def _without_unused_bits(values: Pixels, found: Layout) -> Pixels:
+def _without_unused_bits(values: Pixels, found: Layout, out: Pixels | None = None) -> Pixels:
     """Old objects keep overlays above or below the stored bits (PS3.5 8.1.1)."""
     if found.stored == found.allocated or found.keyword != "PixelData":
         return values
-    left = np.left_shift(values, found.allocated - 1 - found.high)
+    left = np.left_shift(values, found.allocated - 1 - found.high, out=out)
     return np.right_shift(left, found.allocated - found.stored, out=left)
 
 

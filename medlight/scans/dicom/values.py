@@ -231,7 +231,8 @@ def filling(modality: str, real_minimum: float) -> float:
 def result_type(scales: Iterable[Scale], stored: np.dtype[Any], low: float, high: float) -> np.dtype[Any]:
     """The type of a volume of real values between ``low`` and ``high``: integers where nothing is lost by it."""
     kinds = list(scales)
-    if all(one.identity for one in kinds):
+    bounds = np.iinfo(stored) if stored.kind != "f" else np.finfo(stored)
+    if all(one.identity for one in kinds) and bounds.min <= low and high <= bounds.max:
         return stored
     if stored.kind != "f" and all(one.whole or one.lut is not None for one in kinds):
         for name in ("int16", "uint16", "int32"):

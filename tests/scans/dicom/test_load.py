@@ -13,10 +13,12 @@ import pytest
 from pydicom.dataset import Dataset
 
 from medlight.errors import MedlightError
+from medlight.scans.dicom import decode
 from medlight.scans.dicom import load as loading
 from medlight.scans.dicom.frames import Stack
 from medlight.scans.dicom.load import check_pixels, load, read_dicom
 from medlight.scans.dicom.mend import Mends
+from medlight.scans.dicom.opened import opened
 from medlight.scans.dicom.tree import objects
 from tests.data import fake_dicom as fake
 
@@ -60,19 +62,20 @@ def test_a_zip_and_a_file_set_are_read_as_the_folder(tmp_path):
 
 def test_each_file_is_read_once(tmp_path, monkeypatch):
     folder = fake.write(fake.series(), tmp_path / "series")
-    count: dict[object, int] = {}
-    parse = loading.parse
-    for module in (loading, loading.decode):
-        monkeypatch.setattr(
-            module,
-            "parse",
-            lambda place, pixels=False: (count.update({place: count.get(place, 0) + 1}), parse(place, pixels))[1],
-        )
+    read: list[object] = []
+
+    def noted(place):
+        read.append(place)
+        return opened(place)
+
+    for module in (loading, decode):
+        monkeypatch.setattr(module, "opened", noted)
     read_dicom(folder)
-    assert set(count.values()) == {1}
-    monkeypatch.setattr(loading, "KEPT_BYTES", 500)  # more than fits is read again, and is the same
-    monkeypatch.setattr(loading.decode, "KEPT_BYTES", 500)
+    assert len(read) == len(set(read)) == 6
+    for module in (loading, decode):
+        monkeypatch.setattr(module, "KEPT_BYTES", 500)  # more than fits is read again, and is the same
     np.testing.assert_array_equal(read_dicom(folder).array, fake.truth(fake.Grid())[0])
+    assert len(read) > 12
 
 
 @pytest.mark.parametrize(
@@ -134,11 +137,12 @@ def test_an_unreadable_object_is_not_passed_over(tmp_path):
 def test_channels_of_a_4d_series_keep_their_descriptors(tmp_path):
     volume = read_dicom(fake.write(fake.by_b_value(), tmp_path / "dwi"))
     array, affine = fake.truth(fake.Grid(), 5)
-    np.testing.assert_array_equal(volume.array, array)
     np.testing.assert_allclose(volume.affine, affine, atol=1e-6)
-    assert [channel.b_value for channel in volume.channels] == [0, 500, 500, 1000, 1000]
-    assert volume.channels[0].gradient is None
-    assert {channel.gradient for channel in volume.channels[1:]} == {(-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)}  # in RAS+
+    x, y = (-1.0, 0.0, 0.0), (0.0, -1.0, 0.0)  # of the patient, in RAS+
+    made = [(0, None), (500, x), (500, y), (1000, x), (1000, y)]
+    told = [(channel.b_value, channel.gradient) for channel in volume.channels]
+    assert set(told) == set(made)
+    np.testing.assert_array_equal(volume.array, array[[made.index(one) for one in told]])
     echoes = read_dicom(fake.write(fake.by_echo(), tmp_path / "echoes"))
     assert [channel.echo_time_ms for channel in echoes.channels] == [4.6, 9.2]
     times = read_dicom(fake.write(fake.by_time(how="trigger"), tmp_path / "times"))

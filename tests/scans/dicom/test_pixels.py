@@ -17,6 +17,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import get_decoder
 
 from medlight.scans.dicom import pixels
+from medlight.scans.dicom.opened import KEYWORDS
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 PACKAGED = Path(data_store.__file__).parent / "data"
@@ -126,7 +127,7 @@ def test_ybr_becomes_rgb():
 @pytest.mark.parametrize("path", sorted([*SHIPPED.rglob("*.dcm"), *PACKAGED.glob("*.dcm")]), ids=lambda path: path.name)
 def test_every_file_of_pydicom_is_read_as_pydicom_does_or_refused_by_name(path):
     dataset = pydicom.dcmread(path, force=True)
-    if not any(keyword in dataset for keyword in pixels.KEYWORDS) or "BitsAllocated" not in dataset:
+    if not any(keyword in dataset for keyword in KEYWORDS) or "BitsAllocated" not in dataset:
         with pytest.raises(ValueError, match=r"no pixel data|missing"):
             pixels.layout(dataset)
         return
