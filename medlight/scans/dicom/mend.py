@@ -108,7 +108,8 @@ def mend_array(array: Array, affine: Affine, stack: Stack, mends: Mends) -> tupl
         notes.append(note)
     *_, size = widened(now, then, array.shape[1:3])
     if size[0] * size[1] > _MOST_WIDENED * array.shape[1] * array.shape[2]:
-        raise MedlightError(f"{stack.id}: leans by {now.tilt:.1f} degrees, too much to deskew; leave it out")
+        said = f"its slices lie so far beside each other that {size[0]}x{size[1]} voxels would hold them"
+        raise MedlightError(f"{stack.id}: {said} ({now.tilt:.1f} degrees); leave it out")
     made, placed = reslice(array, now, then, _nothing(array, stack.modality))
     return made, placed, notes
 
@@ -131,7 +132,8 @@ def _mended(status: Status, slices: Slices, stack: Stack) -> tuple[Slices, str]:
             then = slices.upright()
             note = f"tilt: {slices.tilt:.4g} degrees deskewed"
     if len(then.heights) > 2 * count:
-        raise MedlightError(f"{stack.id}: {status}: more slices would be made up than there are; use gap=split")
+        mend = "use gap=split" if status == "gap" else "leave it out"
+        raise MedlightError(f"{stack.id}: {status}: more slices would be made up than there are; {mend}")
     return then, note
 
 

@@ -147,7 +147,7 @@ def test_other_modalities_get_their_lowest_value():
 
 def test_a_lean_beyond_any_gantry_is_refused():
     array, affine, stack = scanned(np.arange(20) * 5.0, (0, 6.0))
-    with pytest.raises(MedlightError, match=r"leans by 80\.5 degrees"):
+    with pytest.raises(MedlightError, match=r"so far beside each other .* \(80\.5 degrees\)"):
         mend_array(array, affine, stack, ALL)
 
 
