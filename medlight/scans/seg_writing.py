@@ -26,7 +26,7 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-# What the standard asks a segmentation to have from its source; nothing else of the source is even read.
+# What the standard asks a segmentation to have from its source; nothing else of the source is kept.
 _KEPT = _words(
     "SpecificCharacterSet SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber Modality "
     "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber "
@@ -92,7 +92,8 @@ def _source_of(mask: Volume, path: Path) -> tuple[tuple[Frame, ...], Affine]:
 
     found = []
     for stack in survey([path]).stacks:
-        if stack.kind == "image" and stack.frames and stack.verdict.status != "unreadable":
+        alike = stack.verdict.status not in ("unreadable", "mixed-orientation", "mixed-shape", "not-a-volume")
+        if stack.kind == "image" and (alike or len(stack.frames) == 1):
             frames = stack.frames[: len(stack.frames) // len(stack.channels)]
             found.append((frames, affine_of(frames)))
     if not found:
@@ -117,17 +118,18 @@ def _same_grid(shape: tuple[int, ...], affine: Affine, frames: Sequence[Frame], 
 
 
 def _headers(frames: Sequence[Frame]) -> list[Any]:
-    """Read the headers of the frames' objects, each once, in the frames' order."""
-    from pydicom import dcmread
+    """Read what is kept of the headers of the frames' objects, each once, in the frames' order."""
     from pydicom.datadict import tag_for_keyword
 
-    from medlight.scans.dicom.tree import open_place
+    from medlight.scans.dicom.header import parse
 
-    tags = [tag for keyword in _KEPT if (tag := tag_for_keyword(keyword)) is not None]
+    kept = {tag_for_keyword(keyword) for keyword in _KEPT}
     images = []
     for place in dict.fromkeys(frame.place for frame in frames):
-        with open_place(place) as stream:
-            images.append(dcmread(stream, stop_before_pixels=True, specific_tags=tags, force=True))
+        image = parse(place, pixels=True)
+        for tag in image.keys() - kept:
+            del image[tag]
+        images.append(image)
     return images
 
 

@@ -205,6 +205,42 @@ def test_a_mask_on_another_grid_has_its_own_frames(tmp_path: Path) -> None:
     assert np.array_equal(read_label(tmp_path / "seg.dcm", mask).array, mask.array)
 
 
+@pytest.mark.parametrize("part", [slice(0, 3), slice(4, 8)])
+def test_a_part_of_a_series_with_a_gap_refers_to_its_own_slices(tmp_path: Path, part: slice) -> None:
+    images = fake.series(fake.Grid(shape=(10, 12, 8)))
+    source = fake.write(fake.without(images, 3), tmp_path / "ct")
+    affine = fake.truth(fake.Grid())[1]
+    affine[:3, 3] += affine[:3, 2] * part.start
+    mask = Volume(np.ones((1, 12, 10, part.stop - part.start), np.uint8), affine)
+    write_seg(mask, source, tmp_path / "seg.dcm", [LIVER])
+    frames = pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence
+    uids = {image.ImagePositionPatient[2]: image.SOPInstanceUID for image in images[part]}
+    assert len(frames) == len(uids)
+    for frame in frames:
+        height = frame.PlanePositionSequence[0].ImagePositionPatient[2]
+        assert frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID == uids[height]
+    assert np.array_equal(read_label(tmp_path / "seg.dcm", mask).array, mask.array)
+
+
+def test_of_a_4d_series_the_first_frames_are_referred_to(tmp_path: Path) -> None:
+    grid = fake.Grid()
+    images = fake.by_b_value((0.0, 500.0))
+    source, mask = fake.write(images, tmp_path / "mr"), mask_of(grid)
+    write_seg(mask, source, tmp_path / "seg.dcm", [LIVER, TUMOUR])
+    assert np.array_equal(read_label(tmp_path / "seg.dcm", mask).array, mask.array)
+    assert len(pydicom.dcmread(tmp_path / "seg.dcm").ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 6
+
+
+def test_a_zip_and_deflated_files_are_sources_too(tmp_path: Path) -> None:
+    grid = fake.Grid()
+    images = fake.series(grid)
+    for image in images:
+        image.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    source, mask = fake.zipped(fake.write(images, tmp_path / "ct"), tmp_path / "ct.zip"), mask_of(grid)
+    write_seg(mask, source, tmp_path / "seg.dcm", [LIVER, TUMOUR])
+    assert np.array_equal(read_label(tmp_path / "seg.dcm", mask).array, mask.array)
+
+
 def test_a_radiograph_has_one_frame_and_no_place(tmp_path: Path) -> None:
     source = fake.write(fake.radiograph(FrameOfReferenceUID=None), tmp_path / "dx")
     rng = np.random.default_rng(1)
@@ -262,7 +298,7 @@ def test_wrong_calls_are_named_and_leave_nothing(tmp_path: Path) -> None:
         write_seg(mask, source, tmp_path / "seg.dcm", [Label(1, "x" * 65), TUMOUR])
     with pytest.raises(MedlightError, match="can't be a segment"):
         write_seg(mask, source, tmp_path / "seg.dcm", [Label(1, "a", None, ("", "", "")), TUMOUR])
-    fake.write(fake.report(), tmp_path / "sr")
+    fake.write([fake.report(), *fake.localizer()], tmp_path / "sr")
     with pytest.raises(MedlightError, match="holds no image"):
         write_seg(mask, tmp_path / "sr", tmp_path / "seg.dcm", [LIVER, TUMOUR])
     fake.write(fake.series(grid, StudyInstanceUID=None, StudyDate="Zyzzyva"), tmp_path / "bad")
