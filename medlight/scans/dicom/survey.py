@@ -26,7 +26,9 @@ from medlight.scans.orientation import orientation
 from medlight.scans.workers import mapped
 
 Progress = Callable[[int, int], None]
-_CHUNK = 64  # files a worker takes at once
+# Files that a worker takes at once: a process starts in the time in which another has read some thousands of headers.
+_CHUNK = 8192
+_STEP = 64  # files between two calls of progress
 _HEAD_BYTES = 1 << 12
 
 
@@ -53,8 +55,8 @@ class _Fault:
 def survey(paths: Sequence[Path], deep: bool = False, workers: int = 0, progress: Progress | None = None) -> Survey:
     """Find every series below the paths (folders, zips, DICOMDIRs, files) and judge it.
 
-    deep: decode the pixels of every frame too, which finds those that are cut off. workers: processes, 0 for none but
-    this one; with ``deep``, a decoder that dies on a broken frame takes a worker with it, and not the survey.
+    deep: decode the pixels of every frame too, which finds those that are cut off. workers: processes at most, 0 for
+    none but this one; with two or more, a decoder that dies of a broken frame takes its worker with it, not the survey.
     progress: called with what is done and the total.
 
     An object that can't be read makes the volumes of its series ``unreadable``, since they lack it; where its series
@@ -71,7 +73,7 @@ def survey(paths: Sequence[Path], deep: bool = False, workers: int = 0, progress
         else:
             header, frames = found
             headers.append((known.setdefault(header, header), frames))
-        if progress and (number % _CHUNK == 0 or number == len(tree.places)):
+        if progress and (number % _STEP == 0 or number == len(tree.places)):
             progress(number, len(tree.places))
     judged = _blamed(stacks(headers), faults)
     if deep:
@@ -150,8 +152,8 @@ _Blame = tuple[str, Place | None]
 
 
 def _checked(found: Sequence[Stack], workers: int) -> Iterable[_Blame | None]:
-    if workers < 2:
-        yield from map(_check, found)
+    if workers < 2 or len(found) < 2:
+        yield from map(_check if workers < 2 else _check_apart, found)
         return
     done = 0
     try:
