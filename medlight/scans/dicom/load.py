@@ -123,9 +123,12 @@ def _load(stack: Stack, mends: Mends, held: dict[Place, Opened]) -> Volume:
 
 def _accepted(stack: Stack, mends: Mends) -> Stack:
     """The frames that are read, once the verdict allows it. Raises MedlightError with the verdict otherwise."""
-    where = shown(stack.frames[0].place.path.parent) if len(stack.frames) > 1 else title(stack.frames[0].place)
+    places = {frame.place for frame in stack.frames}
+    where = shown(stack.frames[0].place.path.parent) if len(places) > 1 else title(stack.frames[0].place)
+    if stack.kind == "other":
+        raise MedlightError(f"{where}: {stack.id} is no image; give one, or a folder of slices")
     if stack.kind != "image":
-        raise MedlightError(f"{where}: {stack.id} is no image ({stack.kind}); read it as a label")
+        raise MedlightError(f"{where}: {stack.id} is no image but labels of one; give it as a label")
     pieces = mended_frames(stack, mends)
     if len(pieces) > 1:
         mend = "medlight data convert writes each, gap=interpolate makes one of them"
