@@ -66,32 +66,24 @@ def failed(one: Converted) -> bool:
 
 
 def _show(args: argparse.Namespace, done: list[Converted], passed_over: int) -> None:
-    """The table of ``data check`` with what was written; the reasons for what was not."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """The table of ``data check`` with what was written; then the reasons for what was not."""
+    from medlight.cli.table import printable, show
     from medlight.scans.dicom.survey import as_json, row
 
-    say = sys.stderr if args.json == "-" else sys.stdout
-    console = Console(file=say)
-    if not console.is_terminal:
-        console = Console(file=say, width=200)
-    table = Table()
-    for name in ("id", "modality", "files", "shape", "spacing", "axes", "verdict", "detail", "written"):
-        table.add_column(name, overflow="fold")
-    for one in done:
-        detail = "; ".join([one.stack.verdict.told, *one.notes]).strip("; ")
-        table.add_row(*row(as_json(one.stack), detail), "\n".join(one.files) or "-")
-    console.print(table)
+    if args.json != "-":
+        columns = ("case", "modality", "files", "shape", "spacing", "orientation", "verdict", "detail", "written")
+        details = ["; ".join([one.stack.verdict.told, *one.notes]).strip("; ") for one in done]
+        rows = [row(as_json(one.stack), detail) for one, detail in zip(done, details, strict=True)]
+        show(columns, [(*texts, " ".join(one.files) or "-") for texts, one in zip(rows, done, strict=True)])
     for one in done:
         if failed(one) and one.stack.verdict.status != "unreadable":  # the table says that of those
-            print(f"not written: {one.reason}", file=sys.stderr)
-        if one.names and console.is_terminal:  # free text: shown, never kept
-            print(f"{one.name}: {', '.join(f'{number} {name}' for number, name in one.names)}", file=say)
+            print(f"not written: {printable(one.reason)}", file=sys.stderr)
+        if one.names and args.json != "-" and sys.stdout.isatty():  # free text: shown, never kept
+            print(f"{one.name}: {printable(', '.join(f'{number} {name}' for number, name in one.names))}")
     written, reused = sum(bool(one.files) for one in done), sum(one.reused for one in done)
     before = f" ({reused} of them before: same content, same mends)" if reused else ""
     over = f"; {passed_over} file{'s' if passed_over > 1 else ''} passed over" if passed_over else ""
-    print(f"{written} written to {args.out}{before}{over}", file=say)
+    print(f"{written} written to {args.out}{before}{over}", file=sys.stderr)
 
 
 def _entry(one: Converted) -> dict[str, Any]:

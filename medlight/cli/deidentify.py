@@ -21,9 +21,9 @@ example:
   medlight data deidentify scans.zip out --json copies.json
 
 Attributes are treated by the Basic Application Level Confidentiality Profile of DICOM PS3.15 (Table E.1-1, 2026c), at
-every depth. Free text, dates, times, overlays and private attributes go, so what only they hold is lost: Siemens mosaics,
-the scanners' own b-values, the times and the weight that SUV needs. UIDs are replaced alike in the whole run, a patient
-gets one pseudonym, file names are new. Documents and structured reports are left out.
+every depth. Free text, dates, times, overlays and private attributes go, so what only they hold is lost: Siemens
+mosaics, the scanners' own b-values, the times and the weight that SUV needs. UIDs are replaced alike in the whole run,
+a patient gets one pseudonym, file names are new. Documents and structured reports are left out.
 Pixels are copied as they are: what may be written in them, or show a face, is reported.
 Exit code 1 where anything was left out."""
 
@@ -56,7 +56,7 @@ def processes(asked: int | None) -> int:
 
 
 def _show(copies: Copies, out: Path, say: Any) -> None:
-    from medlight.scans.files import shown
+    from medlight.cli.table import printable
 
     written = [copied for copied in copies.objects if copied.file]
     series = {copied.file.parent for copied in written if copied.file}
@@ -68,8 +68,7 @@ def _show(copies: Copies, out: Path, say: Any) -> None:
         print(f"look at {folder}: {risk} ({count} objects)", file=say)
     for copied in copies.objects:
         if not copied.file:
-            name = f"{shown(copied.place.path)}{f' {copied.place.member}' if copied.place.member else ''}"
-            print(f"left out: {name}: {copied.reason}", file=sys.stderr)
+            print(f"left out: {printable(copied.place.title)}: {copied.reason}", file=sys.stderr)
 
 
 def _content(copies: Copies) -> dict[str, Any]:
