@@ -77,8 +77,9 @@ class ImageFolders:
     or an RTSTRUCT, as a file or alone in a sub-folder. DICOM cases go by a digest of their content (`Store.prepare`).
 
     images, labels: folders, found as `data_path` says. label_names: voxel value to name (or to ``{name: ..., colour:
-    "#rrggbb", code: [value, scheme, meaning]}``); where left out, the values found in the data are used. unlabelled:
-    take images without a label too, as unlabelled cases.
+    "#rrggbb", code: [value, scheme, meaning], order: 1}``, of which the last says who has a voxel where segments or
+    structures overlap: the higher one); where left out, the values found in the data are used. unlabelled: take images
+    without a label too, as unlabelled cases.
     """
 
     def __init__(

@@ -242,12 +242,13 @@ def test_absurdly_many_contours_end_soon(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_mutants_are_read_or_refused(data_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=pytest.mark.slow)])
+def test_mutants_are_read_or_refused(data_root: Path, tmp_path: Path, count: int) -> None:
     content = (data_root / "dicom/rt_utils/empty/dummy_rt.dcm").read_bytes()
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(count)
     file, image = tmp_path / "mutant.dcm", phantom(5)
     refusals = []
-    for _ in range(150):
+    for _ in range(count):
         changed = bytearray(content)
         for _ in range(rng.integers(1, 6)):
             at = int(rng.integers(132, len(changed)))
