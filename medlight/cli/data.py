@@ -1,4 +1,4 @@
-"""prepare scans for training, download public data sets."""
+"""check, convert, de-identify and prepare scans, download public data sets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from medlight.cli import check, convert, deidentify, info
 from medlight.cli.mends import add_on, mends
 from medlight.cli.output import ready, write_json
 from medlight.config import parse_overrides
@@ -16,6 +17,8 @@ from medlight.errors import UsageError
 TAKES_OVERRIDES = True
 EPILOG = """\
 example:
+  medlight data check scans
+  medlight data convert scans nifti
   medlight data prepare -c experiments/hippocampus/fit.yaml
   medlight data download Task04_Hippocampus
 
@@ -38,11 +41,19 @@ names: Task01_BrainTumour Task02_Heart Task03_Liver Task04_Hippocampus Task05_Pr
   organamnist organcmnist organsmnist, and organ-, nodule-, adrenal-, fracture-, vessel-, synapsemnist3d
   (MedMNIST, https://medmnist.com, 28 pixels)"""
 
+_ON_SCANS: dict[str, Any] = {"check": check, "convert": convert, "info": info, "deidentify": deidentify}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``medlight data``."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     options: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    every = []
+    for name, module in _ON_SCANS.items():
+        every.append(
+            actions.add_parser(name, help=module.HELP, description=module.HELP, epilog=module.EPILOG, **options)
+        )
+        module.add_arguments(every[-1])
     text = "build the prepared store of a study"
     prepare = actions.add_parser("prepare", help=text, description=text, epilog=_PREPARE, **options)
     prepare.add_argument(
@@ -58,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "out", metavar="OUT", nargs="?", type=Path, help="folder (default: MEDLIGHT_DATA, else ./data)"
     )
     download.add_argument("--from", dest="source", metavar="FILE|FOLDER|URL", help="in place of the official source")
-    for action in (prepare, download):
-        action.add_argument("--json", metavar="FILE", help="write what was done as JSON (-: standard output)")
+    for action in (*every, prepare, download):
+        action.add_argument("--json", metavar="FILE", help="write the result as JSON (-: standard output)")
         action.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
 
@@ -70,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "prepare":
         return _prepare(args, overrides)
     if overrides:
-        raise UsageError(f"--{overrides[0][0]}: not an option of data download")
-    return _download(args)
+        raise UsageError(f"--{overrides[0][0]}: not an option of data {args.action}")
+    return int(_ON_SCANS[args.action].run(args)) if args.action in _ON_SCANS else _download(args)
 
 
 def _prepare(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:

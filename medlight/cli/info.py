@@ -125,7 +125,8 @@ def _channels(found: dict[str, Any]) -> str:
         return ""
     units = {"frame_time_ms": "frames at {} ms", "b_value": "b-values {} s/mm2", "echo_time_ms": "echo times {} ms"}
     said = [text.format(_listed(found[name])) for name, text in units.items() if name in found]
-    return ", ".join([str(found["channels"]), *said]) if found["channels"] > 1 or said else ""
+    count = str(found["channels"])
+    return f"{count} ({', '.join(said)})" if said else count if found["channels"] > 1 else ""
 
 
 def _listed(values: list[float | None]) -> str:

@@ -15,7 +15,7 @@ from medlight.errors import MedlightError
 
 COMMANDS = {
     "doctor": "what this machine can do, and what is missing",
-    "data": "prepare scans for training, download public data sets",
+    "data": "check, convert, de-identify and prepare scans, download public data sets",
     "fit": "train one experiment",
     "validate": "measure a checkpoint on the validation cases",
     "test": "measure a checkpoint on the test cases",
