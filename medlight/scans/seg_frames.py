@@ -64,16 +64,7 @@ class SegmentFrames:
         cut: the grid is known to be a part of what was drawn on. Raises MedlightError for a frame whose pixels are no
         voxels of the grid, for one that can't be decoded, and, unless ``cut``, for a segment that goes on outside.
         """
-        seen = set()
-        for frame in self.frames:
-            if frame.number is not None and frame.number not in wanted:
-                continue
-            at = seat(self._plane(frame, grid), grid)
-            if (frame.number, at.start) in seen:
-                raise MedlightError(
-                    f"{self.file}: frame {frame.index + 1} lies where another of its segment does; {_AGAIN}"
-                )
-            seen.add((frame.number, at.start))
+        for frame, at in self._seats(grid, wanted):
             if at.outside and cut:
                 continue
             if not at.outside:
@@ -86,6 +77,26 @@ class SegmentFrames:
                     self._refuse_outside(number, frame)
                 if placed.size:
                     yield Piece(number, where, placed)
+
+    def _seats(self, grid: Grid, wanted: Collection[int]) -> Iterator[tuple[SegmentFrame, Seat]]:
+        """Give the wanted frames with their places on a grid: one behind the other, each of a segment elsewhere."""
+        seen: set[tuple[int | None, int]] = set()
+        column: tuple[int, ...] = ()
+        for frame in self.frames:
+            if frame.number is not None and frame.number not in wanted:
+                continue
+            at = seat(self._plane(frame, grid), grid)
+            across = 3 - sum(at.axes)
+            own = (*at.axes, *at.steps, *(at.start[axis] for axis in at.axes))
+            column = column or own
+            if own != column:
+                raise MedlightError(f"{self.file}: frame {frame.index + 1} lies aside of those before it; {_AGAIN}")
+            if (frame.number, at.start[across]) in seen:
+                raise MedlightError(
+                    f"{self.file}: frame {frame.index + 1} lies where another of its segment does; {_AGAIN}"
+                )
+            seen.add((frame.number, at.start[across]))
+            yield frame, at
 
     def _refuse_outside(self, number: int, frame: SegmentFrame) -> None:
         raise MedlightError(

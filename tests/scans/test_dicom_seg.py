@@ -10,8 +10,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from medlight.errors import MedlightError
+from medlight.prepare.case import Label
 from medlight.scans import Volume
 from medlight.scans.dicom_seg import read_seg
+from medlight.scans.labels import read_label
 from medlight.scans.regions import Grid
 
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -158,6 +160,12 @@ BREAKS = {
         setattr(_frame(d).PlanePositionSequence[0], "ImagePositionPatient", [-235.2, -226.8, 90000]),
         setattr(d, "NumberOfFrames", 3),
     ),
+    "frame 2 lies aside": lambda d: setattr(
+        _frame(d).PlanePositionSequence[0], "ImagePositionPatient", [-235.2 + 0.810547, -226.8, -127.69]
+    ),
+    "frame 2 lies where another": lambda d: setattr(
+        _frame(d).PlanePositionSequence[0], "ImagePositionPatient", [-235.2, -226.8, -128.69]
+    ),
     "no SegmentNumber": lambda d: d.SegmentSequence[0].pop("SegmentNumber"),
     "a segment number twice": lambda d: d.SegmentSequence.append(d.SegmentSequence[0]),
 }
@@ -214,3 +222,30 @@ def test_mutants_are_read_or_refused(data_root: Path, tmp_path: Path, name: str,
             assert all(s.mask.shape == found.segments[0].mask.shape for s in found.segments)
     assert refusals
     assert all("mutant.dcm" in text and len(text.splitlines()) == 1 for text in refusals)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", ["24x38x3/seg/label.seg", "sparse-labelmap-ppv5.dcm"])
+@pytest.mark.parametrize("count", [300, pytest.param(2000, marks=pytest.mark.slow)])
+def test_a_changed_header_moves_nothing(data_root: Path, tmp_path: Path, name: str, count: int) -> None:
+    """The same mask on the image's grid as before, or a refusal; digits are changed to digits most often."""
+    folder = data_root / "dicom/dcmqi/segmentations"
+    image = nrrd(folder / "24x38x3/nrrd/label.nrrd")
+    labels = [Label(1, "liver")]
+    before = read_label(folder / name, image, labels).array
+    content = (folder / name).read_bytes()
+    end = content.rindex(b"\xe0\x7f\x10\x00")
+    rng = np.random.default_rng(count)
+    same = 0
+    for _ in range(count):
+        changed = bytearray(content)
+        for at in rng.integers(400, end, rng.integers(1, 3)):
+            changed[at] = int(rng.integers(48, 58) if rng.random() < 0.6 else rng.integers(256))
+        (tmp_path / "mutant.dcm").write_bytes(changed)
+        try:
+            found = read_label(tmp_path / "mutant.dcm", image, labels).array
+        except MedlightError:
+            continue
+        assert np.array_equal(found, before)
+        same += 1
+    assert 0 < same < count
