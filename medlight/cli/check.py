@@ -33,7 +33,6 @@ affine (voxels with no place, or two) and nan. Segmentations, contours and repor
 
 Exit code 0 where every verdict is ok, 1 where one isn't, or where nothing was found."""
 _COLUMNS = ("case", "modality", "files", "shape", "spacing", "orientation", "verdict", "detail")
-_STYLES = {"ok": "green", "not-a-volume": "yellow"}
 _HEAD_BYTES = 1 << 16
 
 
@@ -108,33 +107,11 @@ def other(path: Path, deep: bool) -> tuple[dict[str, Any], str]:
 
 
 def _show(rows: Sequence[Sequence[str]], passed_over: int) -> None:
-    """A table for a person; for a pipe, fields with a tab between them, and the sum on standard error."""
-    clean = [[_printable(text) for text in one] for one in rows]
-    if not sys.stdout.isatty():
-        print("\t".join(_COLUMNS))
-        for one in clean:
-            print("\t".join(one))
-        print(_sum(clean, passed_over), file=sys.stderr)
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """The table, and the sum: for a pipe on standard error."""
+    from medlight.cli.table import show
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _COLUMNS:
-        table.add_column(name, justify="right" if name == "files" else "left", overflow="fold")
-    for one in clean:
-        styles = [
-            _STYLES.get(text, "red") if name == "verdict" else "" for name, text in zip(_COLUMNS, one, strict=True)
-        ]
-        table.add_row(*map(Text, one, styles))
-    Console().print(table)
-    print(_sum(clean, passed_over))
-
-
-def _printable(text: str) -> str:
-    """A file's name may hold anything: no control character reaches a terminal, no broken letter a pipe."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    show(_COLUMNS, rows)
+    print(_sum(rows, passed_over), file=sys.stdout if sys.stdout.isatty() else sys.stderr)
 
 
 def _sum(rows: Sequence[Sequence[str]], passed_over: int) -> str:
