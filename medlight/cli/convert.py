@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     """Convert; returns 1 where something that is a volume or a label was not written, or nothing was."""
     from medlight.cli.deidentify import processes
 
-    workers = processes(args.workers)
+    workers = processes(
+        args.workers, 2
+    )  # a decoder that dies of broken pixels is to take no more than its worker along
     if args.like:
         return _segmentation(args)
     from medlight.cli.output import write_json

@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
     return 0 if copies.objects and all(copied.file for copied in copies.objects) else 1
 
 
-def processes(asked: int | None) -> int:
-    """How many processes to use; UsageError for a number that can't be."""
+def processes(asked: int | None, least: int = 1) -> int:
+    """How many processes to use, by default one a CPU and ``least`` so many; UsageError for a number that can't be."""
     if asked is not None and asked < 1:
         raise UsageError(f"--workers {asked}: at least 1; leave it out for one a CPU")
-    return asked or len(os.sched_getaffinity(0))
+    return asked or max(least, len(os.sched_getaffinity(0)))
 
 
 def _show(copies: Copies, out: Path, say: Any) -> None:

@@ -20,10 +20,9 @@ import numpy.typing as npt
 
 from medlight.errors import MedlightError
 from medlight.scans.dicom.frames import Place, Stack
-from medlight.scans.files import shown
 from medlight.scans.nifti import write_nifti
 from medlight.scans.volume import Channel, Volume
-from medlight.scans.workers import mapped
+from medlight.scans.workers import surviving
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -67,7 +66,7 @@ def convert(
     workers: processes. progress: called with what is done and the total.
 
     Files appear whole or not at all, and ``converted.jsonl`` says from what content and with what mends each was made:
-    the same again is not made again. Nothing raises but a worker that is killed; see ``reason``.
+    the same again is not made again. What fails, whatever it does, stops nothing else; see ``reason``.
     """
     from medlight.scans.dicom.mend import mended_frames
 
@@ -86,12 +85,16 @@ def convert(
             progress(done, total)
 
     jobs = [(piece, name, known.get(name)) for piece, name in zip(images, _names(images), strict=True)]
-    for one in mapped(partial(_image, out, mends), jobs, workers):
+    for one in surviving(partial(_image, out, mends), jobs, workers, lambda job: _died(job[0])):
         take([one])
     pairs = _pairs(labels, results)
-    for batch in mapped(partial(_label, out, known), pairs, workers):
+    for batch in surviving(partial(_label, out, known), pairs, workers, lambda pair: [_died(pair[0])]):
         take(batch)
     return results
+
+
+def _died(stack: Stack) -> Converted:
+    return Converted(stack, reason=f"{_title(stack)}: a process died of it (out of memory, or broken pixels)")
 
 
 def _pieces(mended_frames: Any, stack: Stack, mends: Mends) -> list[Stack]:
@@ -251,8 +254,7 @@ def _file(place: Place) -> Iterator[Path]:
 
 
 def _title(stack: Stack) -> str:
-    place = stack.frames[0].place
-    return f"{shown(place.path)} {place.member}".strip()
+    return stack.frames[0].place.title
 
 
 def _key(stack: Stack, made_with: object) -> str:

@@ -6,6 +6,7 @@ what their pixels may show, and names of files and folders that say nothing.
 
 from __future__ import annotations
 
+import re
 import secrets
 import warnings
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def deidentify(source: Path, out: Path, workers: int = 0, progress: Callable[[in
     _check(source, out)
     tree = objects([source])
     work = partial(_copy, out, Pseudonyms(secrets.token_bytes(32)))
-    done = [Copied(place, reason=nameless(fault, place.path, place.member)) for place, fault in tree.faults]
+    done = [Copied(place, reason=_general(fault, place)) for place, fault in tree.faults]
     total = len(tree.places)
     for number, copied in enumerate(mapped(work, tree.places, workers, chunk=16), start=1):
         if copied is not None:
@@ -78,6 +79,11 @@ def deidentify(source: Path, out: Path, workers: int = 0, progress: Callable[[in
         if progress:
             progress(number, total)
     return Copies(done, tree.passed_over)
+
+
+def _general(fault: str, place: Place) -> str:
+    """A fault of a tree without names: what is in brackets may be the files that a DICOMDIR misses."""
+    return re.sub(r"\s*\([^)]*\)", "", nameless(fault, place.path, place.member))
 
 
 def _check(source: Path, out: Path) -> None:
