@@ -55,6 +55,8 @@ IDENTITY = {
     "ImageComments": "Comment on Zyzzyva",
     "PatientComments": "Zyzzyva said so",
 }
+# What gives them away, wherever it turns up.
+SECRETS = ("Zyzzyva", "Jane", "Doe^", "4815162342", "19700102", "Quixotic", "Sanatorium", "Strange", "XYZZY", "271828")
 
 
 @dataclass(frozen=True)

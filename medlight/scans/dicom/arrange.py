@@ -54,7 +54,7 @@ def arranged(frames: Sequence[Frame]) -> list[Arranged]:
     best = plain
     if plain.doubled or not plain.sound():
         for option in table.options(plain):
-            if (plain.doubled or option.sound()) and option.cost() < best.cost():
+            if (option.doubled < plain.doubled or option.sound()) and option.cost() < best.cost():
                 best = option
             if best.cost()[:2] == (0, 0) and len(best.volumes) == 1:
                 break

@@ -16,17 +16,17 @@ from medlight.scans.dicom.archive import MOST_BYTES, check_memory, open_place, r
 from medlight.scans.dicom.elements import TAG, TAGS, text
 from medlight.scans.dicom.frames import Place
 from medlight.scans.dicom.pixel_size import PixelElement, check_size
-from medlight.scans.dicom.skim import skim
+from medlight.scans.dicom.skim import TooShortError, skim
 from medlight.scans.dicom.unreadable import unreadable
 
-# What a header may take. Each empty item costs four reads and 1.5 KiB in pydicom: a bomb of them ends at some 800 MiB.
-# 20,000 frames of a Philips series take 1.2 million.
-_READS = 2_000_000
+# What an odd header may take; well-formed ones are skimmed, however long. Each empty item costs four reads and 1.5 KiB
+# in pydicom: a bomb of them ends at some 200 MiB. A frame of an enhanced object takes some 60 reads.
+_READS = 500_000
 _ELEMENTS = 20_000  # at the top level; real headers have some hundreds
 _VALUE_BYTES = 512 << 20  # functional groups of a long series; all else is far shorter
 _HEAD_BYTES = 64 << 20  # of a packed object, when only its header is wanted
 _PIECE = 1 << 20
-_SKIMMED = (1 << 15, 1 << 20)  # bytes at the start of a file that hold most headers, and all but a few
+_SKIMMED = (1 << 15, 1 << 20, 1 << 26)  # bytes at the start of a file that hold most headers, all but a few, any
 _WANTED = {int(tag): tag for tag in TAGS}
 
 
@@ -39,21 +39,24 @@ class _PackedError(Exception):
 
 
 class _Metered(io.BufferedReader):
-    """A file whose reads are counted, and bounded each."""
+    """A file whose reads are counted, and bounded each. short: one found fewer bytes than asked for; spent: no more."""
 
     name = ""  # pydicom asks for one, and a zip's member in memory has none
 
     def __init__(self, raw: Any, most: int) -> None:
         super().__init__(raw, 1 << 14)
-        self.reads, self.most = 0, most
+        self.reads, self.most, self.short, self.spent = 0, most, False, False
 
     def read(self, size: int | None = -1, /) -> bytes:
         self.reads += 1
         if size is None or size < 0:
             raise _PackedError
         if self.reads > _READS or size > self.most:
-            raise _RefusedError("a header that is too long to be true")
-        return super().read(size)
+            self.spent = True
+            raise _RefusedError
+        data = super().read(size)
+        self.short |= 0 < len(data) < size
+        return data
 
 
 def parse(place: Place, pixels: bool = False) -> Dataset:
@@ -85,16 +88,26 @@ def _parse(stream: BinaryIO, place: Place, size: int, pixels: bool) -> Dataset:
     found = None if pixels else _skimmed(raw, size)
     if found is None:
         with _Metered(raw, MOST_BYTES if pixels else _VALUE_BYTES) as file:
-            found = _parsed(file, place, size, pixels)
+            try:
+                found = _parsed(file, place, size, pixels)
+            except Exception as error:  # of ours pydicom may make one of its own
+                if file.spent or isinstance(error, _RefusedError):
+                    raise unreadable(place, "a header that is too long to be true") from None
+                raise
     dataset, element = found
     if not text(dataset, TAG.SOPClassUID) and not text(dataset, TAG.Modality) and TAG.Rows not in dataset:
         raise unreadable(place, "says neither what it is nor how big; it may be cut off or of another encoding")
-    if not pixels and (TAG.Rows in dataset or "Image Storage" in UID(text(dataset, TAG.SOPClassUID)).name):
+    if not pixels and (TAG.Rows in dataset or _is_image(dataset)):
         try:
             check_size(dataset, element)
         except ValueError as error:
             raise unreadable(place, str(error), dataset) from None
     return dataset
+
+
+def _is_image(dataset: Dataset) -> bool:
+    """Whether the class of an object is one of images, whether or not there is one in it."""
+    return "Image Storage" in UID(text(dataset, TAG.SOPClassUID)).name
 
 
 Found = tuple[Dataset, PixelElement]
@@ -103,15 +116,20 @@ Found = tuple[Dataset, PixelElement]
 def _skimmed(raw: Any, size: int) -> Found | None:
     """A well-formed header by the quick way."""
     for most in _SKIMMED:
-        data = raw.read(most)
         raw.seek(0)
-        found = skim(data, _WANTED)
-        if found is not None:
-            elements, syntax, at = found
-            return Dataset(elements), PixelElement(data[at : at + 12], size - at, syntax)
-        if size <= most:
-            break
-    return None
+        data = raw.read(most)
+        try:
+            found = skim(data, _WANTED)
+        except TooShortError:
+            if size > most:
+                continue
+            found = None
+        break
+    raw.seek(0)
+    if found is None:
+        return None
+    elements, syntax, at = found
+    return Dataset(elements), PixelElement(data[at : at + 12], size - at, syntax)
 
 
 def _parsed(file: _Metered, place: Place, size: int, pixels: bool) -> Found:
@@ -120,12 +138,15 @@ def _parsed(file: _Metered, place: Place, size: int, pixels: bool) -> Found:
     wanted: Any = None if pixels else list(TAGS)
     try:
         dataset: Dataset = read_partial(file, stop_when=stop, force=True, specific_tags=wanted)
-        rest: BinaryIO = file
+        rest = file
     except _PackedError:
         dataset, rest, size = _inflated(file, place, stop, wanted)
     syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
-    at = rest.tell()
-    return dataset, PixelElement(rest.read(12), size - at, None if syntax is None else str(syntax))
+    at, short = rest.tell(), rest.short
+    start = rest.read(12)
+    if not pixels and (at > size or (short and not start)):
+        raise unreadable(place, "cut off within its header; copy it again", dataset)
+    return dataset, PixelElement(start, size - at, None if syntax is None else str(syntax))
 
 
 class _Stop:
@@ -137,14 +158,14 @@ class _Stop:
     def __call__(self, tag: BaseTag, vr: str | None, length: int) -> bool:
         self.seen += 1
         if self.seen > _ELEMENTS:
-            raise _RefusedError("a header that is too long to be true")
+            raise _RefusedError
         return tag in _PIXELS
 
 
 _PIXELS = frozenset(map(BaseTag, (0x7FE00008, 0x7FE00009, 0x7FE00010)))
 
 
-def _inflated(file: _Metered, place: Place, stop: Any, wanted: Any) -> tuple[Dataset, BinaryIO, int]:
+def _inflated(file: _Metered, place: Place, stop: Any, wanted: Any) -> tuple[Dataset, _Metered, int]:
     """Parse an object whose data set is deflated, as far as memory allows: the header alone needs little of it."""
     start = file.tell()
     file.seek(0)

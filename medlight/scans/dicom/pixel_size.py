@@ -65,7 +65,9 @@ def check_size(dataset: Dataset, element: PixelElement) -> None:
 def _shape(dataset: Dataset) -> tuple[int, int, int]:
     """Frames, rows, columns."""
     found = [number(dataset, at) for at in (TAG.NumberOfFrames, TAG.Rows, TAG.Columns)]
-    frames, rows, columns = (1 if found[0] is None else found[0], found[1] or 0, found[2] or 0)
+    if found[1] is None or found[2] is None:
+        raise ValueError("an image that says no Rows and Columns (0028,0010 and 0028,0011); it may be cut off")
+    frames, rows, columns = (1 if found[0] is None else found[0], found[1], found[2])
     if min(frames, rows, columns) < 1:
         raise ValueError(f"says that it holds {rows:g}x{columns:g} pixels in {frames:g} frames")
     return int(frames), int(rows), int(columns)

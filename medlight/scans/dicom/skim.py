@@ -17,15 +17,23 @@ _SHORT = frozenset(b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL
 _LONG = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _UNDEFINED = 0xFFFFFFFF
 _DELIMITERS, _ITEM = 0xFFFE, 0xE000
-_PIXELS = 0x7FE00008  # Float Pixel Data, the first of three elements with pixels
+_PIXELS, _LAST_PIXELS = 0x7FE00008, 0x7FE00010  # Float, Double Float, and Pixel Data
 _IMPLICIT_SYNTAX = b"1.2.840.10008.1.2"
 _OTHERS = (b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99", b"1.2.840.113619.5.2")  # big endian, deflated, GE's own
 
 Elements = dict[BaseTag, DataElement | RawDataElement]
 
 
+class TooShortError(Exception):
+    """The bytes end before the pixel data."""
+
+
+class _OddError(Exception):
+    pass
+
+
 def skim(data: bytes, wanted: Mapping[int, BaseTag]) -> tuple[Elements, str, int] | None:
-    """Walk over the first bytes of a file; None where they are odd, or end before the pixel data.
+    """Walk over the first bytes of a file; None where they are odd. Raises TooShortError where more are needed.
 
     wanted: tags by their number. Returns the elements as pydicom has them before it looks at their values, the transfer
     syntax, and where the element of the pixel data starts.
@@ -34,10 +42,12 @@ def skim(data: bytes, wanted: Mapping[int, BaseTag]) -> tuple[Elements, str, int
         syntax, start = _meta(data)
         if syntax is None or syntax in _OTHERS:
             return None
-        found = _walk(data, start, syntax != _IMPLICIT_SYNTAX, wanted)
-    except (error, IndexError):
+        found, pixels = _walk(data, start, syntax != _IMPLICIT_SYNTAX, wanted)
+    except _OddError:
         return None
-    return None if found is None else (found[0], syntax.decode("ascii", "replace"), found[1])
+    except error:
+        raise TooShortError from None
+    return found, syntax.decode("ascii", "replace"), pixels
 
 
 def _meta(data: bytes) -> tuple[bytes | None, int]:
@@ -52,14 +62,15 @@ def _meta(data: bytes) -> tuple[bytes | None, int]:
             length = _LENGTH.unpack_from(data, at)[0]
             at += 4
         elif kind not in _SHORT:
-            return None, 0
+            raise _OddError
         if number == 0x0010:
             syntax = data[at : at + length].rstrip(b"\0 ")
         at += length
     return syntax, at
 
 
-def _walk(data: bytes, at: int, explicit: bool, wanted: Mapping[int, BaseTag]) -> tuple[Elements, int] | None:
+def _walk(data: bytes, at: int, explicit: bool, wanted: Mapping[int, BaseTag]) -> tuple[Elements, int]:
+    """The wanted elements, and where the pixel data starts."""
     found: Elements = {}
     last, end = 0, len(data)
     while True:
@@ -71,33 +82,33 @@ def _walk(data: bytes, at: int, explicit: bool, wanted: Mapping[int, BaseTag]) -
                 length = _LENGTH.unpack_from(data, at)[0]
                 at += 4
             elif kind not in _SHORT:
-                return None
+                raise _OddError
         else:
             group, number, length = _IMPLICIT.unpack_from(data, at)
             kind = None
             at += 8
         tag = group << 16 | number
+        if tag <= last or tag > _LAST_PIXELS:
+            raise _OddError
         if tag >= _PIXELS:
-            return (found, start) if tag <= _PIXELS + 8 and tag > last else None
-        if tag <= last:
-            return None
+            return found, start
         last = tag
-        name = wanted.get(tag)
+        after = at + length
         if length == _UNDEFINED:
-            if name is not None or kind == b"UN":
-                return None
-            at = _over(data, at, explicit)
-            continue
-        if at + length > end:
-            return None
+            if kind == b"UN":  # its items are implicit (PS3.5 6.2.2)
+                raise _OddError
+            after = _over(data, at, explicit)
+        if after > end:
+            raise TooShortError
+        name = wanted.get(tag)
         if name is not None:
             text = None if kind is None else kind.decode("ascii")
-            found[name] = RawDataElement(name, text, length, data[at : at + length], at, not explicit, True)
-        at += length
+            found[name] = RawDataElement(name, text, length, data[at:after], at, not explicit, True)
+        at = after
 
 
 def _over(data: bytes, at: int, explicit: bool) -> int:
-    """Where a sequence of undefined length ends whose first item starts here; IndexError where it is odd."""
+    """Where a sequence of undefined length ends whose first item starts here, behind its delimiter."""
     depth = 1  # sequences and items that are open
     while depth:
         group, number, length = _IMPLICIT.unpack_from(data, at)
@@ -117,7 +128,7 @@ def _over(data: bytes, at: int, explicit: bool) -> int:
                 length = _LENGTH.unpack_from(data, at)[0]
                 at += 4
             if kind not in _SHORT and (kind not in _LONG or (kind == b"UN" and length == _UNDEFINED)):
-                raise IndexError
+                raise _OddError
         if length == _UNDEFINED:
             depth += 1
         else:

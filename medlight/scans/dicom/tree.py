@@ -83,15 +83,29 @@ def _files(root: Path, tree: Tree, seen: set[Identity]) -> Iterator[Path]:
         seen.add(identity)
         below = []
         for entry in entries:
-            if entry.is_dir():
-                below.append((folder / entry.name, above | {identity}))
-            elif entry.is_file():
-                yield folder / entry.name
-            elif entry.is_symlink():
-                tree.faults.append((Place(folder / entry.name), "a link that leads nowhere; fetch what it stands for"))
-            else:
-                tree.passed_over += 1
+            match _kind(entry):
+                case "folder":
+                    below.append((folder / entry.name, above | {identity}))
+                case "file":
+                    yield folder / entry.name
+                case "dead":
+                    dead = "a link that leads nowhere; fetch what it stands for"
+                    tree.faults.append((Place(folder / entry.name), dead))
+                case _:
+                    tree.passed_over += 1
         waiting += reversed(below)
+
+
+def _kind(entry: os.DirEntry[str]) -> Literal["folder", "file", "dead", "other"]:
+    """What an entry of a folder is, or what it leads to."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError:  # a link to itself
+        return "dead"
+    return "dead" if entry.is_symlink() and not os.path.exists(entry.path) else "other"
 
 
 def _add(path: Path, tree: Tree, seen: set[Identity], given: bool = False) -> None:
