@@ -106,6 +106,10 @@ def _check(source: Path, out: Path) -> None:
     if not source.exists():
         raise UsageError(f"{source}: no such file or folder")
     apart(source, out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: can't be made ({error.strerror}); mend: give another OUT") from None
 
 
 def _segmentation(args: argparse.Namespace) -> int:

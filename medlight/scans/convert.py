@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.errors import MedlightError
+from medlight.scans.conversion_record import LABELS, Entry, known, note, tidy
 from medlight.scans.dicom.frames import Place, Stack
 from medlight.scans.nifti import write_nifti
 from medlight.scans.volume import Channel, Volume
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from medlight.scans.dicom.mend import Mends
     from medlight.scans.regions import Drawing, Grid
 
-RECORD = "converted.jsonl"
-LABELS = "labels"
 _VERSION = 1  # of what is written
 _Progress = Callable[[int, int], None]
 
@@ -54,6 +53,11 @@ class Converted:
     name: str = ""
     key: str = ""
 
+    @property
+    def entry(self) -> Entry:
+        """What the record says of it."""
+        return {"name": self.name, "key": self.key, "files": list(self.files), "notes": list(self.notes)}
+
 
 def convert(
     stacks: Sequence[Stack], out: Path, mends: Mends, workers: int = 0, progress: _Progress | None = None
@@ -73,22 +77,23 @@ def convert(
     images = [piece for stack in stacks if stack.kind == "image" for piece in _pieces(mended_frames, stack, mends)]
     labels = [stack for stack in stacks if stack.kind in ("seg", "rtstruct")]
     total, done = len(images) + len(labels), 0
-    known = _known(out)
+    tidy(out)
+    before = known(out)
     results: list[Converted] = []
 
     def take(batch: Sequence[Converted]) -> None:
         nonlocal done
         done += 1
         results.extend(batch)
-        _note(out, [one for one in batch if one.files and not one.reused])
+        note(out, [one.entry for one in batch if one.files and not one.reused])
         if progress:
             progress(done, total)
 
-    jobs = [(piece, name, known.get(name)) for piece, name in zip(images, _names(images), strict=True)]
+    jobs = [(piece, name, before.get(name)) for piece, name in zip(images, _names(images), strict=True)]
     for one in surviving(partial(_image, out, mends), jobs, workers, lambda job: _died(job[0])):
         take([one])
     pairs = _pairs(labels, results)
-    for batch in surviving(partial(_label, out, known), pairs, workers, lambda pair: [_died(pair[0])]):
+    for batch in surviving(partial(_label, out, before), pairs, workers, lambda pair: [_died(pair[0])]):
         take(batch)
     return results
 
@@ -115,7 +120,7 @@ def _names(stacks: Sequence[Stack]) -> list[str]:
     return names
 
 
-def _image(out: Path, mends: Mends, job: tuple[Stack, str, dict[str, Any] | None]) -> Converted:
+def _image(out: Path, mends: Mends, job: tuple[Stack, str, Entry | None]) -> Converted:
     """Convert one volume, unless that was done."""
     from medlight.scans.dicom.load import load
 
@@ -173,7 +178,7 @@ def _series_in(dataset: Dataset) -> Iterator[str]:
                 yield from _series_in(item)
 
 
-def _label(out: Path, known: dict[str, dict[str, Any]], pair: _Pair) -> list[Converted]:
+def _label(out: Path, before: dict[str, Entry], pair: _Pair) -> list[Converted]:
     """Write one segmentation on the grid of each of its images; a grid that it does not lie on is passed over."""
     stack, images = pair
     if not images:
@@ -184,7 +189,7 @@ def _label(out: Path, known: dict[str, dict[str, Any]], pair: _Pair) -> list[Con
         return [Converted(stack, reason=" ".join(str(error).split()))]
     done = []
     for image, name in images:
-        entry = known.get(f"{LABELS}/{name}")
+        entry = before.get(f"{LABELS}/{name}")
         if entry and entry["key"] == key and all((out / file).is_file() for file in entry["files"]):
             done.append(Converted(stack, tuple(entry["files"]), reused=True, name=f"{LABELS}/{name}", key=key))
             continue
@@ -268,28 +273,3 @@ def _key(stack: Stack, made_with: object) -> str:
 def _digest(path: Path, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _known(out: Path) -> dict[str, dict[str, Any]]:
-    """What was written before, by name; a line that a killed run left half written counts for nothing."""
-    found = {}
-    try:
-        lines = (out / RECORD).read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        return {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            found[str(entry["name"])] = {name: entry[name] for name in ("key", "files", "notes")}
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def _note(out: Path, written: Sequence[Converted]) -> None:
-    """Add lines to the record, once the files are whole."""
-    if written:
-        with (out / RECORD).open("a") as record:
-            for one in written:
-                entry = {"name": one.name, "key": one.key, "files": one.files, "notes": one.notes}
-                record.write(json.dumps(entry) + "\n")

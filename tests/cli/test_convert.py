@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
@@ -30,7 +34,7 @@ def run(capsys, *arguments):
 
 
 def volumes(folder):
-    return sorted(folder.rglob("*.nii.gz"))
+    return sorted(path for path in folder.rglob("*.nii.gz") if not path.name.startswith("."))
 
 
 def test_a_tree_becomes_nifti(workdir, capsys):
@@ -79,6 +83,29 @@ def test_what_was_done_is_not_done_again(workdir, capsys):
             dataset.save_as(path)
     _, _, found = run(capsys, "elsewhere", "out")
     assert sorted(one["reused"] for one in found) == [False, True]
+
+
+def test_a_killed_run_goes_on_where_it_was(workdir, capsys):
+    for number in range(8):
+        fake.write(fake.series(fake.Grid(shape=(200, 200, 20)), series=f"s{number}"), workdir / "in" / f"{number}")
+    command_line = [sys.executable, "-m", "medlight", "data", "convert", "in", "out", "--workers", "1"]
+    with subprocess.Popen(command_line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(600):
+            if (workdir / "out" / "converted.jsonl").is_file():
+                break
+            time.sleep(0.02)
+        process.kill()
+    left = workdir / "out" / ".0123.tmp-ct-0.nii.gz"
+    left.write_text("half")
+    os.utime(left, (0, 0))
+    before = {path: path.stat().st_mtime_ns for path in volumes(workdir / "out")}
+    recorded = (workdir / "out" / "converted.jsonl").read_text().count("\n")
+    code, _, found = run(capsys, "in", "out")
+    assert code == 0
+    assert 0 < sum(one["reused"] for one in found) == recorded <= len(before)
+    assert len(volumes(workdir / "out")) == 8
+    assert not left.exists()
+    assert sum(path.stat().st_mtime_ns == when for path, when in before.items()) >= recorded
 
 
 def test_copies_of_the_same_objects_do_not_overwrite_each_other(workdir, capsys):
@@ -200,7 +227,13 @@ def test_overlapping_regions_become_masks(workdir, capsys, data_root):
 
 def test_calls_that_are_wrong(mask, workdir, capsys):
     fake.write(fake.series(), workdir / "other")
-    for arguments in (("absent", "out"), ("in", "in/out"), ("in", "in"), ("mask.nii.gz", "out", "--like", "in")):
+    for arguments in (
+        ("absent", "out"),
+        ("in", "in/out"),
+        ("in", "in"),
+        ("in", "mask.nii.gz"),
+        ("mask.nii.gz", "out", "--like", "in"),
+    ):
         with pytest.raises(UsageError):
             run(capsys, *arguments)
     with pytest.raises(UsageError, match="workers"):
