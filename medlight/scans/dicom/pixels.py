@@ -17,6 +17,7 @@ from pydicom import Dataset, uid
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 
+from medlight.scans.dicom import isolated
 from medlight.scans.dicom.opened import KEYWORDS, Data, Span, held
 
 Pixels = npt.NDArray[Any]
@@ -37,6 +38,7 @@ PLUGINS = {
     uid.HTJ2K: "pylibjpeg",
     uid.RLELossless: "pylibjpeg",
 }
+_SAFE = (uid.JPEGBaseline8Bit, uid.RLELossless)  # broken frames do no more to their decoders than raise an error
 _NATIVE = (
     uid.ImplicitVRLittleEndian,
     uid.ExplicitVRLittleEndian,
@@ -206,7 +208,8 @@ def frames(dataset: Dataset, found: Layout, data: Data | None = None) -> Read:
     buffer = data
     if found.encapsulated:
         parts = _encoded(dataset, bytes(buffer), found)
-        return lambda index, out=None: _decoded(parts[index], found)
+        decode = decoded if found.syntax in _SAFE else isolated.decoded
+        return lambda index, out=None: decode(parts[index], found)
     if found.allocated == 1:
         return lambda index, out=None: _bits(buffer, found, index)
     if found.samples > 1 or words:
@@ -293,7 +296,8 @@ def codestream_size(frame: bytes) -> tuple[int, int] | None:
     return rows, columns
 
 
-def _decoded(part: bytes, found: Layout) -> Pixels:
+def decoded(part: bytes, found: Layout) -> Pixels:
+    """Decode one compressed frame in this process, whatever that does to it."""
     if found.syntax == uid.JPEGExtended12Bit and _precision(part) == 12:
         return _by_gdcm(part, found)
     return _by_pydicom(encapsulate([part], has_bot=False), found, 0)
