@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from medlight.scans.dicom.group import stacks
 from medlight.scans.dicom.header import Header, UnreadableError, frames_of, header_of, parse
 from medlight.scans.dicom.tree import objects
 from medlight.scans.orientation import orientation
-from medlight.scans.workers import mapped
+from medlight.scans.workers import mapped, surviving
 
 Progress = Callable[[int, int], None]
 # Files that a worker takes at once: a process starts in the time in which another has read some thousands of headers.
@@ -138,7 +135,8 @@ def _digest(place: Place) -> str:
 
 def _decoded(found: Sequence[Stack], workers: int, progress: Progress | None) -> Iterator[Stack]:
     """The stacks, judged by their pixels too."""
-    for number, (stack, fault) in enumerate(zip(found, _checked(found, workers), strict=True), start=1):
+    faults = surviving(_check, found, workers, _died)
+    for number, (stack, fault) in enumerate(zip(found, faults, strict=True), start=1):
         if fault and stack.verdict.status != "unreadable":
             cause, place = fault
             yield replace(stack, verdict=Verdict("unreadable", cause, place))
@@ -149,19 +147,6 @@ def _decoded(found: Sequence[Stack], workers: int, progress: Progress | None) ->
 
 
 _Blame = tuple[str, Place | None]
-
-
-def _checked(found: Sequence[Stack], workers: int) -> Iterable[_Blame | None]:
-    if workers < 2 or len(found) < 2:
-        yield from map(_check if workers < 2 else _check_apart, found)
-        return
-    done = 0
-    try:
-        for fault in mapped(_check, found, workers):
-            yield fault
-            done += 1
-    except MedlightError:  # a worker died: the rest one by one, so that it is known at which
-        yield from map(_check_apart, found[done:])
 
 
 def _check(stack: Stack) -> _Blame | None:
@@ -178,12 +163,8 @@ def _check(stack: Stack) -> _Blame | None:
     return (_without(fault, to_blame), to_blame) if to_blame else (fault, None)
 
 
-def _check_apart(stack: Stack) -> _Blame | None:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_check, stack).result()
-        except BrokenProcessPool:
-            return "a decoder died of its pixels; copy it again or remove it", None
+def _died(stack: Stack) -> _Blame:
+    return "decoding it brings a process down; copy it again or remove it", None
 
 
 def table(found: Sequence[Stack]) -> list[tuple[str, ...]]:
