@@ -191,7 +191,7 @@ class ScanDataModule(L.LightningDataModule):
     def _reader(self, part: str) -> Reader:
         place = {case_id: index for index, case_id in enumerate(self.case_ids)}
         cases = self.prepared[part]
-        return Reader(cases, [place[c.case.id] for c in cases], self.normalise, self._schema)
+        return Reader(cases, [place[c.case.id] for c in cases], self.normalise, self._schema, self.recorded)
 
     def train_dataloader(self) -> SampleLoader:
         """Training batches of this rank."""

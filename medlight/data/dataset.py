@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,14 +58,21 @@ class Schema:
 class Reader:
     """Reads parts of prepared cases, normalised, and makes samples of them.
 
-    normalise: one normaliser for all channels, or a list of one per channel.
+    normalise: one normaliser for all channels, or a list of one per channel. names: what an error calls the cases, by
+    their ids, which may be patients' names.
     """
 
     def __init__(
-        self, cases: Sequence[PreparedCase], index: Sequence[int], normalise: Normalisers, schema: Schema
+        self,
+        cases: Sequence[PreparedCase],
+        index: Sequence[int],
+        normalise: Normalisers,
+        schema: Schema,
+        names: Mapping[str, str],
     ) -> None:
         self.cases = list(cases)
         self.index = list(index)
+        self.names = [names.get(case.case.id, case.case.id) for case in cases]
         self.schema = schema
         self.scalings = [
             [n.scaling(s) for n, s in zip(for_channels(normalise, len(c.stats)), c.stats, strict=True)] for c in cases
@@ -114,8 +121,8 @@ class Reader:
         return np.array(values, np.float32), target is not None
 
     def name(self, number: int) -> str:
-        """A case's id."""
-        return self.cases[number].case.id
+        """What an error calls a case: it may end in a run."""
+        return self.names[number]
 
 
 def for_channels(normalise: Normalisers, channels: int) -> list[Normaliser]:

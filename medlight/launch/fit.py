@@ -67,7 +67,7 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         store.deliver_leftovers()
     digest = config_digest(resolved)
     previous = _resumed(study, name, digest) if launch.resume else None
-    task, data, trainer_args = _build(cli)
+    task, data, trainer_args = _build(cli, tell=launch.kind != "trial")
     _check_metrics(task, trainer_args)
     _check_validation(task, data)
     choice = settle.settle(resolved, task, data, previous.data.tags if previous else None)
@@ -146,13 +146,17 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def _build(cli: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """Build task and data, and let the task know the data before any run is made."""
+def _build(cli: Any, tell: bool = True) -> tuple[Any, Any, dict[str, Any]]:
+    """Build task and data, and let the task know the data before any run is made.
+
+    tell: name the cases that were left out or mended; a trial, whose output is kept, doesn't.
+    """
     L.seed_everything(cli.config["seed_everything"], workers=True, verbose=False)
     task, data, trainer_args = cli.build()
     data.prepare_data()
     data.setup("fit")
-    _say_left_out(data)
+    if tell:
+        _say_left_out(data)
     if hasattr(task, "take_data"):
         task.take_data(data.signature())
     return task, data, trainer_args

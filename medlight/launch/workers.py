@@ -25,6 +25,7 @@ from typing import Any
 import psutil
 
 from medlight.errors import MedlightError, UsageError
+from medlight.tracking.identity import scrub
 
 PRELOAD = (
     "torch",
@@ -280,7 +281,7 @@ def _serve(pipe: connection.Connection, job: Job) -> None:
         message = ("result", result)
     except BaseException as error:
         if job.log or not isinstance(error, MedlightError):
-            traceback.print_exc()
+            print(_without_names(traceback.format_exc()), file=sys.stderr)
         message = ("failed", None, one_line(error), isinstance(error, UsageError))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -303,6 +304,11 @@ def one_line(error: BaseException) -> str:
     """An exception as one line; the project's own errors speak for themselves."""
     text = " ".join((str(error).strip().splitlines() or [""])[0].split())
     return text if isinstance(error, MedlightError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def _without_names(report: str) -> str:
+    """A traceback that may be kept: the places in the code stay, the files that its messages name don't."""
+    return "\n".join(line if line.startswith("  ") else scrub(line) for line in report.splitlines())
 
 
 def _die_with_parent() -> None:

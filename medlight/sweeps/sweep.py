@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from medlight.sweeps import rows, space, study
 from medlight.sweeps.record import Record
 from medlight.sweeps.rows import Row
 from medlight.sweeps.spec import Sweep
+from medlight.tracking.identity import scrub
 
 TARGET = "medlight.sweeps.trial.fit_trial"
 PREPARE = "medlight.sweeps.trial.prepare"
@@ -306,7 +307,7 @@ class _Loop:
         if not reason and result["state"] != "pruned":
             values, reason = self._values(result["metrics"])
         trial.set_user_attr("run_id", run_id)
-        trial.set_user_attr("reason", reason)
+        trial.set_user_attr("reason", scrub(reason))
         if reason:
             self.study.tell(trial, state=TrialState.FAIL)
         elif values is None:
@@ -314,7 +315,7 @@ class _Loop:
         else:
             self.study.tell(trial, values)
         self.planned_at = -math.inf
-        self._announce(trial.number)
+        self._announce(trial.number, reason)
 
     def _values(self, metrics: dict[str, float]) -> tuple[list[float] | None, str]:
         """The objectives' values, or the reason why there are none."""
@@ -327,12 +328,13 @@ class _Loop:
                 )
         return [float(metrics[objective.metric]) for objective in self.sweep.objectives], ""
 
-    def _announce(self, number: int) -> None:
+    def _announce(self, number: int, reason: str) -> None:
+        """Record a trial's end, and tell it; only the terminal gets a reason with the files that it names."""
         row = rows.row(self.study.get_trials(deepcopy=False)[number])
         best = rows.best(self.study)
         self.record.ended(row)
         self.record.progress(self.study, len(study.ended(self.study)))
-        self.watcher.ended(row, best[0].values if len(best) == 1 else None)
+        self.watcher.ended(replace(row, reason=reason), best[0].values if len(best) == 1 else None)
 
     def _revive(self) -> None:
         """Queue again what died with its sweep."""

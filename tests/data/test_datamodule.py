@@ -434,7 +434,7 @@ def test_a_failure_names_the_case_in_one_line(heads, tmp_path, workers):
     data = module(heads, tmp_path, augment=[tio.Lambda(fail)], workers=workers)
     with pytest.raises(SampleError) as caught:
         stream(data)
-    assert re.fullmatch(r"case case_0\d: ValueError: no good", str(caught.value))
+    assert re.fullmatch(r"case case-[0-9a-f]{10}: ValueError: no good", str(caught.value))
 
 
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 0), ("workers", -1), ("seed", -1), ("steps_per_epoch", 0)])

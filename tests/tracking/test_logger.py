@@ -229,6 +229,8 @@ def test_delivery_asks_only_when_it_must(here: Path, monkeypatch: pytest.MonkeyP
         ("ValueError: DOE_JANE.nii has 3 voxels", "ValueError: <file> has 3 voxels"),
         ("RuntimeError: shape (3, 4) in medlight.tasks.Task", "RuntimeError: shape (3, 4) in medlight.tasks.Task"),
         ("no val/dice/left, no val/DOE", "no val/dice/left, no <file>"),
+        ("CaseError: scans/Doe, Jane (1970)/ser 1: ct-12ab: gap: 2 mm", "CaseError: <file>: ct-12ab: gap: 2 mm"),
+        ("Doe Jane.nii.gz: is empty", "<file>: is empty"),
     ],
 )
 def test_scrub(text: str, clean: str) -> None:
