@@ -1,0 +1,162 @@
+"""``medlight data check``, as a person and as a program see it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from medlight.cli.main import main
+from tests.data import fake_dicom as fake
+from tests.data.fake_dicom import Grid
+
+KEYS = {"id", "series_uid", "modality", "files", "shape", "channels", "spacing_mm", "orientation", "status", "detail"}
+
+
+def check(*arguments) -> int:
+    return main(["data", "check", *map(str, arguments)])
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split("\t") for line in text.splitlines()]
+
+
+def test_a_good_tree_exits_with_0(tmp_path, capsys):
+    fake.write(fake.series(), tmp_path / "a")
+    fake.write(fake.report(), tmp_path / "a")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert check(tmp_path) == 0
+    said = capsys.readouterr()
+    head, *lines = rows(said.out)
+    assert head == ["case", "modality", "files", "shape", "spacing", "orientation", "verdict", "detail"]
+    (volume,) = [line for line in lines if line[1] == "CT"]
+    assert volume[1:] == ["CT", "6", "12x10x6", "0.75x1.5x2.5", "LPS", "ok", ""]
+    assert said.err == "2 ok; 1 other files passed over\n"
+
+
+def test_anything_else_exits_with_1_and_json_says_all(tmp_path, capsys):
+    fake.write(fake.series(series="a"), tmp_path / "a")
+    fake.write(fake.without(fake.series(Grid(shape=(10, 12, 9)), series="b"), 4), tmp_path / "b")
+    assert check(tmp_path, "--json", tmp_path / "out" / "verdicts.json") == 1
+    capsys.readouterr()
+    told = json.loads((tmp_path / "out" / "verdicts.json").read_text())
+    assert all(set(entry) == KEYS for entry in told)
+    assert [entry["status"] for entry in told] == ["ok", "gap"]
+    assert told[1]["detail"] == "5 mm between slices 4 and 5, 2.5 mm between the others: 1 slice is missing"
+    assert check(tmp_path, "--json", "-") == 1
+    assert json.loads(capsys.readouterr().out) == told
+
+
+def test_nothing_found_exits_with_1_and_a_wrong_call_with_2(tmp_path, capsys):
+    assert check(tmp_path) == 1
+    assert "nothing found" in capsys.readouterr().err
+    assert check(tmp_path / "absent") == 2
+    assert "no such file or folder" in capsys.readouterr().err
+    assert check(tmp_path, "--workers", 0) == 2
+    assert "at least 1" in capsys.readouterr().err
+    assert check(tmp_path, "--on", "gap=mend") == 2
+
+
+@pytest.mark.parametrize(
+    ("datasets", "mend", "code"),
+    [
+        (fake.without(fake.series(Grid(shape=(10, 12, 9))), 4), "gap=interpolate", 0),
+        (fake.without(fake.series(Grid(shape=(10, 12, 9))), 4), "gap=split", 0),
+        (fake.without(fake.series(Grid(shape=(10, 12, 9))), 4), "tilt=deskew", 1),
+        (fake.uneven(), "uneven=resample", 0),
+        (fake.tilted(), "tilt=deskew", 0),
+        (fake.doubled(fake.series()), "duplicate=first", 0),
+        (fake.localizer(), "duplicate=first", 1),
+    ],
+)
+def test_a_mend_makes_what_it_mends_ok(tmp_path, capsys, datasets, mend, code):
+    fake.write(datasets, tmp_path)
+    assert check(tmp_path) == 1
+    assert check(tmp_path, "--on", mend) == code
+    assert (mend in capsys.readouterr().out) == (code == 0)
+
+
+def test_other_formats_are_rows_too(tmp_path, capsys):
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.diag([-1, -2, 3, 1])), tmp_path / "Zyzzyva.nii.gz")
+    assert check(tmp_path, "--json", tmp_path / "v.json") == 0
+    (line,) = rows(capsys.readouterr().out)[1:]
+    assert line[3:7] == ["3x4x5", "1x2x3", "LPS", "ok"]
+    assert line[7].endswith("Zyzzyva.nii.gz")
+    text = (tmp_path / "v.json").read_text()
+    assert "Zyzzyva" not in text
+    assert set(json.loads(text)[0]) == KEYS
+    bad = np.zeros((3, 4, 5), np.float32)
+    bad[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(bad, np.eye(4)), tmp_path / "nan.nii")
+    assert check(tmp_path) == 0
+    assert check(tmp_path, "--deep", "--json", tmp_path / "v.json") == 1
+    assert sorted(entry["status"] for entry in json.loads((tmp_path / "v.json").read_text())) == ["nan", "ok"]
+
+
+def test_deep_finds_what_headers_do_not(tmp_path, capsys):
+    fake.write(fake.series(), tmp_path / "a")
+    assert check(tmp_path, "--deep") == 0
+    import pydicom
+
+    made = pydicom.dcmread(Path(pydicom.__file__).parent / "data" / "test_files" / "JPEG2000.dcm")
+    made.Modality = "DX"
+    data = fake.save(made, tmp_path / "cut.dcm").read_bytes()
+    (tmp_path / "cut.dcm").write_bytes(data[:-90])
+    assert check(tmp_path) == 0
+    assert check(tmp_path, "--deep") == 1
+    assert "cut.dcm" in capsys.readouterr().out
+
+
+def test_names_of_any_bytes_and_of_control_characters_are_shown(tmp_path, capsys):
+    for name in (b"\xff\xfe.dcm", b"a\nb\x1b[31m.dcm"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"")
+    assert check(tmp_path, "--json", tmp_path / "v.json") == 1
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert len(rows(text)) == 3
+    text.encode()
+    assert len(json.loads((tmp_path / "v.json").read_text())) == 2
+
+
+def test_a_person_sees_a_table(tmp_path):
+    """In a terminal: columns, colours, and lines that fit."""
+    fake.write(fake.tilted(), tmp_path / "a")
+    command = f"{sys.executable} -m medlight data check {tmp_path}"
+    env = {**os.environ, "COLUMNS": "120", "TERM": "xterm"}
+    said = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True, env=env)
+    if said.returncode == 127:
+        pytest.skip("script is not installed")
+    assert said.returncode == 1
+    assert "15.0 degrees" in said.stdout
+    assert "\x1b[31mtilt" in said.stdout
+
+
+def test_the_speed_of_headers(tmp_path):
+    """A fifth of what is asked of two cores, so that a busy machine passes too; benchmarks/data_check.py measures."""
+    for number in range(4):
+        grid = Grid(shape=(32, 32, 100))
+        for index in range(100):
+            made = fake.scanner_header(fake.plane(grid, index, series=str(number)))
+            fake.save(made, tmp_path / str(number) / str(index))
+    from medlight.scans.dicom.survey import survey
+
+    survey([tmp_path])
+    start = time.process_time()
+    assert len(survey([tmp_path]).stacks) == 4
+    assert 400 / (time.process_time() - start) > 300
+
+
+def test_help_needs_nothing_heavy():
+    code = "import sys; from medlight.cli.main import main\n"
+    code += "try: main(['data', 'check', '--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('pydicom', 'torch', 'numpy', 'rich', 'nibabel') if m in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.splitlines()[-1] == "[]"
+    assert "medlight data check scans" in said.stdout
