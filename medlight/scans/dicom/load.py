@@ -10,7 +10,7 @@ from pathlib import Path
 from medlight.errors import MedlightError
 from medlight.scans.dicom import pixels
 from medlight.scans.dicom.archive import title
-from medlight.scans.dicom.decode import KEPT_BYTES, Decoder, naming
+from medlight.scans.dicom.decode import KEPT_BYTES, Decoder, naming, source
 from medlight.scans.dicom.frames import ChannelKey, Frame, Place, Stack
 from medlight.scans.dicom.geometry import affine
 from medlight.scans.dicom.group import stacks
@@ -45,7 +45,7 @@ def read_dicom(path: Path, mends: Mends = _NO_MENDS) -> Volume:
         volumes = [stack for stack in found if stack.kind == "image" and stack.verdict.status != "not-a-volume"]
         chosen = _only(path, volumes or found)
         _complete(chosen, found)
-        volume = _load(chosen, mends, held)
+        volume = _load(_accepted(chosen, mends, shown(path)), mends, held)
     over = len(found) - 1
     return replace(volume, meta={**volume.meta, "passed_over": over}) if over else volume
 
@@ -102,13 +102,14 @@ def load(stack: Stack, mends: Mends = _NO_MENDS) -> Volume:
     Raises MedlightError with the verdict's sentence unless it is ``ok`` or ``mends`` names what to do about it, and
     where an object's pixels are missing, cut off, of another size than the header says, or can't be decoded.
     """
+    places = {frame.place for frame in stack.frames}
+    where = shown(stack.frames[0].place.path.parent) if len(places) > 1 else title(stack.frames[0].place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _load(stack, mends, {})
+        return _load(_accepted(stack, mends, where), mends, {})
 
 
 def _load(stack: Stack, mends: Mends, held: dict[Place, Opened]) -> Volume:
-    stack = _accepted(stack, mends)
     decoder = Decoder(stack, held)
     meta = {**stack.facts, **decoder.facts}
     array = decoder.run()
@@ -121,10 +122,8 @@ def _load(stack: Stack, mends: Mends, held: dict[Place, Opened]) -> Volume:
     return Volume(array, placed, tuple(channels), meta)
 
 
-def _accepted(stack: Stack, mends: Mends) -> Stack:
+def _accepted(stack: Stack, mends: Mends, where: str) -> Stack:
     """The frames that are read, once the verdict allows it. Raises MedlightError with the verdict otherwise."""
-    places = {frame.place for frame in stack.frames}
-    where = shown(stack.frames[0].place.path.parent) if len(places) > 1 else title(stack.frames[0].place)
     if stack.kind == "other":
         raise MedlightError(f"{where}: {stack.id} is no image; give one, or a folder of slices")
     if stack.kind != "image":
@@ -133,7 +132,7 @@ def _accepted(stack: Stack, mends: Mends) -> Stack:
     if len(pieces) > 1:
         mend = "medlight data convert writes each, gap=interpolate makes one of them"
         raise MedlightError(f"{where}: {stack.id} is {len(pieces)} volumes once it is split; {mend}")
-    status, detail = pieces[0].verdict.status, pieces[0].verdict.detail
+    status, detail = pieces[0].verdict.status, pieces[0].verdict.told
     if mends.covers(status):
         return pieces[0]
     hint = f"; --on {status}={_MENDS[status]} mends it" if status in _MENDS else ""
@@ -159,16 +158,16 @@ def check_pixels(stack: Stack) -> str | None:
         warnings.simplefilter("ignore")
         try:
             for place, indices in wanted.items():
-                _check_object(place, indices)
+                _check_object(place, indices, stack.kind == "image")
         except MedlightError as error:
             return str(error)
     return None
 
 
-def _check_object(place: Place, indices: set[int]) -> None:
+def _check_object(place: Place, indices: set[int], image: bool) -> None:
     one = opened(place)
     with naming(place):
-        layout = pixels.layout(one.dataset, one.keyword)
+        layout = source(one, dict.fromkeys(indices)).layout if image else pixels.layout(one.dataset, one.keyword)
         read = pixels.frames(one.dataset, layout, one.data)
         for index in sorted(indices):
             read(index)

@@ -235,7 +235,7 @@ def result_type(scales: Iterable[Scale], stored: np.dtype[Any], low: float, high
     if all(one.identity for one in kinds) and bounds.min <= low and high <= bounds.max:
         return stored
     if stored.kind != "f" and all(one.whole or one.lut is not None for one in kinds):
-        for name in ("int16", "uint16", "int32"):
+        for name in (stored.name, "int16", "uint16", "int32"):
             if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
                 return np.dtype(name)
     return np.dtype(np.float32)

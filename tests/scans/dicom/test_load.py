@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import data_store
 import nibabel as nib
 import numpy as np
 import psutil
@@ -343,3 +344,24 @@ def test_a_real_series_is_what_simpleitk_reads(data_root):
     for index in ((0, 0, 0), tuple(n - 1 for n in volume.shape)):
         x, y, z = image.TransformIndexToPhysicalPoint(index)
         np.testing.assert_allclose(nib.affines.apply_affine(volume.affine, index), (-x, -y, z), atol=1e-3)
+
+
+_SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
+_PACKAGED = Path(data_store.__file__).parent / "data"
+_FILES = sorted(path for root in (_SHIPPED, _PACKAGED) for path in root.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("path", _FILES, ids=lambda path: path.name)
+def test_every_file_of_pydicom_is_a_volume_or_refused_by_name(path):
+    refusal = ""
+    try:
+        volume = read_dicom(path)
+    except MedlightError as error:
+        refusal = str(error)
+    if refusal:
+        assert path.name in refusal
+        assert "\n" not in refusal
+        return
+    assert np.isfinite(volume.array).all()
+    assert len(volume.channels) == len(volume.array)
+    assert np.linalg.det(volume.affine[:3, :3]) != 0
