@@ -144,5 +144,40 @@ def test_a_failure_names_no_one(workdir: Path, capsys: pytest.CaptureFixture[str
 class Broken(tio.Transform):
     """A transform that fails."""
 
+    def __init__(self, fails: bool = True) -> None:
+        super().__init__()
+        self.fails = fails
+
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        raise ValueError("no good")
+        if self.fails:
+            raise ValueError("no good")
+        return subject
+
+
+@pytest.mark.slow
+def test_a_sweep_leaves_no_name(workdir: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Trials of which one fails; their logs and Optuna's journal stay as well."""
+    scans(workdir, 5)
+    whole = config()
+    broken = [{"class_path": "tests.launch.test_dicom_identity.Broken", "init_args": {"fails": False}}]
+    whole["data"]["init_args"] |= {"on_bad_case": "skip", "augment": broken}
+    (workdir / "fit.yaml").write_text(yaml.safe_dump(whole, sort_keys=False))
+    sweep = {
+        "fit": "fit.yaml",
+        "name": "names",
+        "space": {"data.augment.0.fails": {"type": "categorical", "choices": [False, True]}},
+        "objectives": [{"metric": "val/dice", "direction": "maximize"}],
+        "sampler": {
+            "class_path": "optuna.samplers.GridSampler",
+            "init_args": {"search_space": {"data.augment.0.fails": [False, True]}, "seed": 0},
+        },
+        "trials": 2,
+        "workers": 1,
+        "threads": 1,
+    }
+    (workdir / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    assert main(["sweep", "-c", "sweep.yaml"]) == 0
+    assert WORD in capfd.readouterr().err, "the terminal says which folder was left out"
+    left = contents(workdir / "mlruns")
+    assert any(b"no good" in content for name, content in left if name.endswith(".log"))
+    assert_nameless("the sweep", left)
