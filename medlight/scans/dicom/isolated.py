@@ -6,6 +6,7 @@ It also lets them work side by side: none of those that run here lets another th
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -21,8 +22,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from medlight.scans.dicom.pixels import Layout
 
-# Ten times what JPEG 2000 takes, and the start of a process, on a busy machine.
-_SECONDS, _SECONDS_A_MEGAPIXEL = 10.0, 5.0
+# Ten times what JPEG 2000 takes on a busy machine.
+_SECONDS, _SECONDS_A_MEGAPIXEL = 4.0, 5.0
+_READY = b"r"
 _REPLY = struct.Struct("<?Q")
 _CODE = "from medlight.scans.dicom.isolated import _serve; _serve()"
 
@@ -40,10 +42,23 @@ class _Decoder:
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         )
 
+    def start(self) -> None:
+        """Wait until it is ready. Raises ValueError where it can't start."""
+        assert self.process.stdout is not None
+        if self.process.stdout.read(1) != _READY:
+            self.close()
+            raise ValueError("has compressed frames, and their decoders can't start; mend: install medlight again")
+
     def ask(self, part: bytes, found: Layout) -> bytes:
         """Return a frame's values as bytes. Raises ValueError where it can't be decoded, or takes too long."""
         limit = _SECONDS + _SECONDS_A_MEGAPIXEL * found.rows * found.columns / 1e6
-        clock = threading.Timer(limit, self.process.kill)
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            self.process.kill()
+
+        clock = threading.Timer(limit, stop)
         clock.start()
         try:
             assert self.process.stdin is not None
@@ -53,9 +68,8 @@ class _Decoder:
             good, size = _REPLY.unpack(_exactly(self.process.stdout, _REPLY.size))
             payload = _exactly(self.process.stdout, size)
         except (OSError, EOFError):
-            late = not clock.is_alive()
             self.close()
-            cause = f"takes longer than {limit:.0f} s to decode" if late else "brings its decoder down"
+            cause = f"takes longer than {limit:.0f} s to decode" if late.is_set() else "brings its decoder down"
             raise ValueError(f"has a compressed frame that {cause}: it is broken") from None
         finally:
             clock.cancel()
@@ -74,7 +88,8 @@ class _Decoder:
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(OSError):  # what was not sent yet
+                    pipe.close()
 
 
 class _Pool:
@@ -90,12 +105,19 @@ class _Pool:
     def decode(self, part: bytes, found: Layout) -> bytes:
         """Decode a frame by the next decoder that is free."""
         with self.free:
-            decoder = self.idle.pop() if self.idle else _Decoder()
-            if not decoder.alive:
-                decoder.close()
+            decoder = self.idle.pop() if self.idle else None
+            if decoder is None or not decoder.alive:
+                if decoder is not None:
+                    decoder.close()
                 decoder = _Decoder()
+                decoder.start()
             try:
                 return decoder.ask(part, found)
+            except ValueError:
+                raise
+            except BaseException:  # an interruption: its answer would be taken for that to the next question
+                decoder.close()
+                raise
             finally:
                 if decoder.alive:
                     self.idle.append(decoder)
@@ -140,6 +162,8 @@ def _serve() -> None:
 
     warnings.simplefilter("ignore")
     source, answers = sys.stdin.buffer, sys.stdout.buffer
+    answers.write(_READY)
+    answers.flush()
     while True:
         try:
             part, found = pickle.load(source)

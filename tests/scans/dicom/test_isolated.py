@@ -44,7 +44,7 @@ def test_what_comes_back_is_what_this_process_decodes(fresh, frame):
 
 def test_a_decoder_that_dies_is_named_and_the_next_frame_is_decoded(fresh, frame, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(isolated, "_CODE", "import os; os.read(0, 1); os.abort()")
+        broken.setattr(isolated, "_CODE", "import os; os.write(1, b'r'); os.read(0, 1); os.abort()")
         with pytest.raises(ValueError, match="brings its decoder down"):
             isolated.decoded(*frame)
     assert isolated.decoded(*frame).shape == (1024, 256)
@@ -53,8 +53,14 @@ def test_a_decoder_that_dies_is_named_and_the_next_frame_is_decoded(fresh, frame
     assert isolated.decoded(*frame).shape == (1024, 256)
 
 
+def test_a_decoder_that_can_not_start_is_named(fresh, frame, monkeypatch):
+    monkeypatch.setattr(isolated, "_CODE", "raise SystemExit(1)")
+    with pytest.raises(ValueError, match="can't start"):
+        isolated.decoded(*frame)
+
+
 def test_a_decoder_that_never_ends_is_ended(fresh, frame, monkeypatch):
-    monkeypatch.setattr(isolated, "_CODE", "import time; time.sleep(60)")
+    monkeypatch.setattr(isolated, "_CODE", "import os, time; os.write(1, b'r'); time.sleep(60)")
     monkeypatch.setattr(isolated, "_SECONDS", 0.2)
     monkeypatch.setattr(isolated, "_SECONDS_A_MEGAPIXEL", 0.0)
     start = time.monotonic()
