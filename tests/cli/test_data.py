@@ -15,7 +15,7 @@ import yaml
 from medlight.cli import download
 from medlight.cli.main import main
 from medlight.scans import Volume, read, write_nifti
-from tests.data import fake
+from tests.data import fake, fake_dicom
 
 
 @pytest.fixture
@@ -101,6 +101,32 @@ def test_bad_cases(study, capsys):
     assert code == 0
     assert [bad["id"] for bad in found["bad"]] == ["case_01", "case_03"]
     assert "case_03.nii.gz: 1 voxels are NaN" in said
+
+
+@pytest.mark.parametrize("preparation", [None, {"spacing": [1.5, 1.5, 2.0]}, {"on": {"gap": "error"}}])
+def test_series_are_mended_where_asked_for(study, capsys, preparation):
+    grid = fake_dicom.Grid(shape=(14, 15, 12))
+    for number in range(3):
+        made = fake_dicom.series(grid, series=f"{number}")
+        made = fake_dicom.without(made, 4) if number == 1 else made
+        fake_dicom.write(made, study / "scans" / "images" / f"Doe^Jane {number}")
+    config = yaml.safe_load((study / "fit.yaml").read_text())
+    config["data"]["init_args"]["source"]["init_args"]["unlabelled"] = True
+    if preparation:
+        config["data"]["init_args"]["preparation"] = preparation
+    (study / "fit.yaml").write_text(yaml.safe_dump(config).replace("'on'", "on"))
+    code, said = prepare(capsys)
+    assert code == 1
+    assert "gap" in said
+    code, said = prepare(capsys, "--on", "gap=interpolate")
+    assert code == 0
+    assert said.count("mended    case-") == 1
+    ((name, notes),) = json.loads((study / "found.json").read_text())["mended"].items()
+    assert name.startswith("case-")
+    assert len(notes) == 1
+    assert "Doe" not in said
+    assert prepare(capsys, "--on", "gap=fill")[0] == 2
+    assert prepare(capsys, "--on", "gaps=split")[0] == 2
 
 
 @pytest.mark.parametrize(
