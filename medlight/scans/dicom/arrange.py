@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,6 +19,7 @@ _ENOUGH = 3  # slices that show by themselves that they are evenly spaced
 Arranged = tuple[tuple[ChannelKey, ...], list[Frame], Verdict]
 Key = Callable[[Frame], Hashable]
 Part = list[int]  # frames by their number
+Parts = dict[tuple[Hashable, Hashable], Part]  # by what frames are, and by their time
 
 
 @dataclass
@@ -50,8 +52,7 @@ def arranged(frames: Sequence[Frame]) -> list[Arranged]:
     the fewest frames at a place that is taken, then the fewest faults, then the fewest volumes.
     """
     table = _Table(frames)
-    plain = table.option([], None)
-    best = plain
+    best = plain = table.plain()
     if plain.doubled or not plain.sound():
         for option in table.options(plain):
             if (option.doubled < plain.doubled or option.sound()) and option.cost() < best.cost():
@@ -60,7 +61,7 @@ def arranged(frames: Sequence[Frame]) -> list[Arranged]:
                 break
     elif len(table.contrasts) > 1:
         apart = table.option([_contrast], None)
-        best = apart if apart.sound() else plain
+        best = apart if apart is not None and apart.sound() else plain
     pairs = zip(best.volumes, best.verdicts, strict=True)
     return [(*keyed([[frames[at] for at in part] for part in volume]), judged) for volume, judged in pairs]
 
@@ -69,21 +70,33 @@ class _Table:
     """Frames with the number of the place where each lies."""
 
     def __init__(self, frames: Sequence[Frame]) -> None:
-        order = {id(frame): number for number, frame in enumerate(along_normal(frames))}
+        numbers = {id(frame): number for number, frame in enumerate(frames)}
         self.frames = frames
-        self.order = [order[id(frame)] for frame in frames]
+        self.along = [numbers[id(frame)] for frame in along_normal(frames)]
         self.spots = _spots(frames)
+        self.places = len(set(self.spots))
         self.contrasts = {_contrast(frame) for frame in frames}
         self.variants = {frame.variant for frame in frames}
 
-    def option(self, keys: Sequence[Key], times: Key | int | None, by_variant: bool = False) -> _Option:
-        """Tell frames apart by keys, and by a time: by its value, or (an int) by its rank at each place."""
-        parts: dict[Hashable, Part] = {}
+    def plain(self) -> _Option:
+        """All frames as one volume of one channel."""
+        return _Option([[self.along]], [self._verdict(self.along)], len(self.along) - self.places)
+
+    def option(self, keys: Sequence[Key], times: Key | int | None, by_variant: bool = False) -> _Option | None:
+        """Tell frames apart by keys, and by a time: by its value, or (an int) by its rank at each place.
+
+        None where that tells nearly each frame from all others, and where ranks don't tell times.
+        """
+        parts: Parts = {}
         ranks = self._ranks(keys, times) if isinstance(times, int) else None
-        for number in sorted(range(len(self.frames)), key=self.order.__getitem__):
+        for number in self.along:
             frame = self.frames[number]
             moment = ranks[number] if ranks else times(frame) if callable(times) else None
-            parts.setdefault((*(key(frame) for key in keys), moment), []).append(number)
+            parts.setdefault((tuple(key(frame) for key in keys), moment), []).append(number)
+        if self.places > 2 and len(parts) > len(self.frames) / 2:
+            return None
+        if isinstance(times, int) and not self._in_order(parts, times):
+            return None
         doubled = sum(len(part) - len({self.spots[at] for at in part}) for part in parts.values())
         volumes: dict[Hashable, list[Part]] = {}
         for key, part in parts.items():
@@ -94,6 +107,18 @@ class _Table:
         found.verdicts = [self._verdict(volume[0]) for volume in found.volumes]
         self._leftovers(found)
         return found
+
+    def _in_order(self, parts: Parts, moment: int) -> bool:
+        """Whether ranks are times: as many at each place, or each over before the next begins; of one image type."""
+        if any(len({self.frames[at].variant for at in part}) > 1 for part in parts.values()):
+            return False
+        if len({len(part) for part in parts.values()}) == 1:
+            return True
+        spans: dict[Hashable, list[tuple[float, float]]] = {}
+        for (kind, _), part in parts.items():
+            taken = [_time(self.frames[at], moment) for at in part]
+            spans.setdefault(kind, []).append((min(taken), max(taken)))
+        return all(one[1] < other[0] for taken in spans.values() for one, other in pairwise(sorted(taken)))
 
     def _verdict(self, part: Part) -> Verdict:
         found = problems([self.frames[at] for at in part])
@@ -128,14 +153,13 @@ class _Table:
                     break
 
     def options(self, plain: _Option) -> Iterator[_Option]:
-        """All ways to tell the frames apart, the likeliest first."""
+        """All ways to tell the frames apart, the likeliest first; frames of two contrasts are never of one channel."""
         on_one_grid = not plain.doubled and plain.verdicts[0].status == "gap"  # slices are missing: no other volume's
         times: list[Key | int | None] = [None] if on_one_grid else list(self._times())
+        contrast: list[Key] = [_contrast] if len(self.contrasts) > 1 else []
         for by_variant in (True, False) if len(self.variants) > 1 else (False,):
-            for by_contrast in (True, False) if len(self.contrasts) > 1 else (False,):
-                keys: list[Key] = [key for key, used in ((_variant, by_variant), (_contrast, by_contrast)) if used]
-                for time in times:
-                    yield self.option(keys, time, by_variant)
+            keys = [_variant, *contrast] if by_variant else contrast
+            yield from (option for time in times if (option := self.option(keys, time, by_variant)) is not None)
 
     def _times(self) -> Iterator[Key | int | None]:
         """The times and numbers in which frames differ: values that name a volume, then the order at each place."""

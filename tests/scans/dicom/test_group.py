@@ -205,6 +205,21 @@ def test_a_time_that_was_cut_short_is_told_apart(tmp_path):
     assert "4 of the 6 slices" in rest.verdict.detail
 
 
+def test_slices_missing_at_different_times_shuffle_nothing(tmp_path):
+    """The order of times at each place would put a slice of the second time among those of the first."""
+    datasets = fake.by_time(3, "time")
+    del datasets[2], datasets[6 + 4 - 1]
+    assert all(stack.verdict.status != "ok" for stack in grouped(datasets, tmp_path))
+
+
+def test_a_weighting_that_lacks_a_slice_is_told_and_filled_with_no_other(tmp_path):
+    datasets = fake.by_b_value((0.0, 1000.0))
+    del datasets[6 + 2]
+    whole, rest = sorted(grouped(datasets, tmp_path), key=lambda stack: -len(stack.frames))
+    assert (whole.verdict.status, [key.b_value for key in whole.channels]) == ("ok", [0, 1000])
+    assert (rest.verdict.status, rest.channels[0].b_value, len(rest.frames)) == ("gap", 1000, 5)
+
+
 def test_a_slice_taken_again_is_a_duplicate_though_its_time_differs(tmp_path):
     datasets = fake.series(AcquisitionNumber=1, AcquisitionTime="101112")
     datasets = fake.doubled(datasets)
