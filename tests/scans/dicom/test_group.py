@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+from nibabel.nicom import dicomwrappers
 
 from medlight.scans.dicom.frames import Place, Stack
 from medlight.scans.dicom.geometry import affine
@@ -327,3 +329,22 @@ def test_a_stack_has_the_same_name_wherever_it_lies_and_nothing_of_the_patient(t
     assert here.id.startswith("ct-")
     kept = repr((here.facts, here.channels, here.verdict, here.id, here.modality))
     assert not any(secret in kept for secret in fake.SECRETS)
+
+
+@pytest.mark.parametrize(("name", "b_value"), [("siemens_dwi_0", 0), ("siemens_dwi_1000", 1000)])
+def test_a_real_mosaic_lies_where_nibabel_has_it(tmp_path, name, b_value):
+    packed = Path(dicomwrappers.__file__).parent / "tests" / "data" / f"{name}.dcm.gz"
+    file = tmp_path / "x.dcm"
+    file.write_bytes(gzip.decompress(packed.read_bytes()))
+    dataset = parse(Place(file))
+    (stack,) = stacks([(header_of(dataset), frames_of(dataset, Place(file)))])
+    peer = dicomwrappers.wrapper_from_file(str(file))
+    assert (stack.verdict.status, len(stack.frames)) == ("ok", 48)
+    assert stack.channels[0].b_value == b_value
+    swap = np.eye(4)[[1, 0, 2, 3]]  # nibabel's first axis runs along the rows
+    np.testing.assert_allclose(affine(stack.frames), np.diag([-1, -1, 1, 1]) @ peer.affine @ swap, atol=1e-6)
+    np.testing.assert_array_equal(voxels(stack)[0], peer.get_unscaled_data().transpose(1, 0, 2))
+    if b_value:
+        x, y, z = stack.channels[0].gradient
+        turned = np.linalg.inv(peer.rotation_matrix) @ (x, y, z)
+        assert abs(turned @ peer.b_vector) > 0.9999
