@@ -12,20 +12,42 @@ from typing import Any
 import numpy.typing as npt
 from pydicom import Dataset, uid
 from pydicom.dataset import FileMetaDataset
-from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
 
-from medlight.scans.dicom.elements import TAG
+from medlight.scans.dicom.elements import TAG, TAGS, tag
 from medlight.scans.dicom.frames import Place
-from medlight.scans.dicom.header import parse
+from medlight.scans.dicom.parsing import parse
+from medlight.scans.dicom.pixel_size import PixelElement, check_size
+from medlight.scans.dicom.skim import TooShortError, skim
 
 KEYWORDS = {"PixelData": 0x7FE00010, "FloatPixelData": 0x7FE00008, "DoubleFloatPixelData": 0x7FE00009}
-_PIXELS = {BaseTag(number): keyword for keyword, number in KEYWORDS.items()}
+_BY_BYTES = {struct.pack("<2H", number >> 16, number & 0xFFFF): keyword for keyword, number in KEYWORDS.items()}
 # How much of a file is read for its header: most end within the first, Siemens' private headers within the second;
 # 4 MiB of nothing but empty items make a data set of some 800.
 _HEADS = (1 << 14, 1 << 18, 1 << 22)
-_LONG = (b"OB", b"OW", b"UN", b"UT", b"SQ")  # value representations with a length of 32 bits (PS3.5 7.1.2)
 _UNDEFINED = 0xFFFFFFFF
+_COLOURS = tuple(f"{colour}PaletteColorLookupTable" for colour in ("Red", "Green", "Blue"))
+# What pixels, values, windows and SUV are made of, and geometry: the rest of a header is stepped over.
+_WANTED = {
+    int(at): at
+    for at in (
+        *TAGS,
+        *map(
+            tag,
+            (
+                *("PlanarConfiguration", "BitsStored", "HighBit", "PixelRepresentation"),
+                *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "RescaleType"),
+                *("DoseGridScaling", "ModalityLUTSequence"),
+                *(name + kind for name in _COLOURS for kind in ("Descriptor", "Data")),
+                *(f"Segmented{name}Data" for name in _COLOURS),
+                *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
+                *("Units", "CorrectedImage", "DecayCorrection", "RadiopharmaceuticalInformationSequence"),
+                *("PatientWeight", "SeriesDate", "SeriesTime"),
+            ),
+        ),
+        *map(BaseTag, (0x00090010, 0x0009100D, 0x70530010, 0x70531000, 0x70531009)),  # GE's and Philips' for SUV
+    )
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +95,9 @@ class Opened:
 def opened(place: Place) -> Opened:
     """Parse an object for decoding.
 
-    Most of pydicom's time for a file goes into its preamble, its file meta information, and the ways in which they may
-    be wrong; much of the system's goes into memory for pixels. Where a file is ordinary and uncompressed, its data set
-    is read by itself, up to the pixels. All else is read by ``parse``, which raises UnreadableError.
+    Most of the time that pydicom takes for a file goes into elements that nobody asks for, and much of the system's
+    into memory for pixels. Where a file is ordinary and uncompressed, the elements that count are picked out, and its
+    pixels stay where they are. All else is read by ``parse``, which raises UnreadableError; its checks are made here.
     """
     if not place.member:
         try:
@@ -98,61 +120,37 @@ def held(dataset: Dataset) -> Opened:
 
 def _ordinary(path: Path) -> Opened | None:
     """An uncompressed object in a file by PS3.10; None where there is anything unusual about it."""
+    data, found = b"", None
     with path.open("rb", buffering=0) as file:
-        data = b""
         for most in _HEADS:
             data += file.read(most - len(data))
-            found = _parsed(data)
-            if found is None:
-                return None
-            dataset, start, keyword = found
-            if keyword or len(data) < most:
-                break
+            try:
+                found = skim(data, _WANTED)
+            except TooShortError:
+                continue
+            break
         size = file.seek(0, io.SEEK_END)
-    if not keyword or start > len(data) or TAG.Rows not in dataset or TAG.SOPClassUID not in dataset:
+    if found is None:
         return None
-    length = struct.unpack_from("<I", data, start - 4)[0]
-    if length == _UNDEFINED or start + length > size:
+    elements, syntax, at = found
+    dataset, meta = Dataset(elements), _meta(syntax)
+    head = data[at : at + 12]
+    start = at + (8 if syntax == uid.ImplicitVRLittleEndian else 12)
+    length = int.from_bytes(data[start - 4 : start], "little")
+    needed = (TAG.Rows, TAG.Columns, TAG.SOPClassUID)
+    if meta is None or length == _UNDEFINED or any(one not in dataset for one in needed) or head[:4] not in _BY_BYTES:
         return None
-    return Opened(dataset, keyword, Span(path, start, length))
-
-
-def _parsed(data: bytes) -> tuple[Dataset, int, str] | None:
-    """The data set as far as the pixels, where these begin, and their keyword, empty where they were not reached."""
-    if data[128:132] != b"DICM":
-        return None
-    at, syntax = 132, b""
-    while data[at : at + 2] == b"\x02\0":
-        if data[at + 4 : at + 6] in _LONG:
-            start, length = at + 12, struct.unpack_from("<I", data, at + 8)[0]
-        else:
-            start, length = at + 8, struct.unpack_from("<H", data, at + 6)[0]
-        if data[at + 2 : at + 4] == b"\x10\0":
-            syntax = data[start : start + length]
-        at = start + length
-    meta = _meta(syntax.rstrip(b" \0"))
-    implicit = meta is not None and meta.TransferSyntaxUID == uid.ImplicitVRLittleEndian
-    if meta is None or data[at : at + 2] != b"\x08\0" or data[at + 4 : at + 6].isalpha() == implicit:
-        return None
-    stream, reached = io.BytesIO(data), []
-
-    def stop(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag in _PIXELS:
-            reached.append(_PIXELS[tag])
-        return bool(reached)
-
-    stream.seek(at)
-    dataset = read_dataset(stream, implicit, True, stop_when=stop)
+    check_size(dataset, PixelElement(head, size - at, syntax))
     dataset.file_meta = meta
-    return dataset, stream.tell() + (8 if implicit else 12), reached[0] if reached else ""
+    dataset.set_original_encoding(syntax == uid.ImplicitVRLittleEndian, True)
+    return Opened(dataset, _BY_BYTES[head[:4]], Span(path, start, length))
 
 
 @lru_cache(maxsize=2)
-def _meta(syntax: bytes) -> FileMetaDataset | None:
-    """File meta information with no more than a transfer syntax; None where it isn't little endian, or compressed."""
-    known = uid.UID(syntax.decode("ascii", "replace"))
-    if known not in (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian):
+def _meta(syntax: str) -> FileMetaDataset | None:
+    """File meta information with no more than a transfer syntax; None where pixels aren't stored as they are."""
+    if syntax not in (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian):
         return None
     meta = FileMetaDataset()
-    meta.TransferSyntaxUID = known
+    meta.TransferSyntaxUID = uid.UID(syntax)
     return meta

@@ -287,7 +287,7 @@ def test_pixels_are_checked_whatever_the_verdict(tmp_path):
     fault = check_pixels(stack)
     assert fault is not None
     assert broken.name in fault
-    assert "shorter" in fault
+    assert "200 bytes" in fault
 
 
 def _in_ras(image) -> tuple[np.ndarray, np.ndarray]:
@@ -359,7 +359,8 @@ def test_every_file_of_pydicom_is_a_volume_or_refused_by_name(path):
     except MedlightError as error:
         refusal = str(error)
     if refusal:
-        assert path.name in refusal
+        named = path.parent if path.name.startswith("DICOMDIR") else path  # or a file of its set
+        assert named.name in refusal
         assert "\n" not in refusal
         return
     assert np.isfinite(volume.array).all()
