@@ -65,6 +65,20 @@ def along_normal(frames: Sequence[Frame]) -> list[Frame]:
     return [f for _, f in sorted(told, key=lambda pair: (pair[0], pair[1].instance or 0, pair[1].place, pair[1].index))]
 
 
+def continues(frames: Sequence[Frame], other: Frame) -> bool:
+    """Whether a frame lies one step before the first or behind the last of a volume's slices, and looks like them."""
+    first, count = frames[0], len(frames)
+    if count < 2 or not placed(first) or not placed(other) or other.shape != first.shape:
+        return False
+    mine, theirs = ((*(one.along_row or ()), *(one.along_column or ()), *(one.spacing or ())) for one in (first, other))
+    if len(mine) != len(theirs) or np.abs(np.array(mine) - np.array(theirs)).max() > COSINE:
+        return False
+    start, end, there = _positions([first, frames[-1], other])
+    step = (end - start) / (count - 1)
+    near = SIDEWAYS_MM + tolerance(float(np.linalg.norm(step)))
+    return bool(min(np.linalg.norm(there - place) for place in (start - step, end + step)) <= near)
+
+
 def affine(frames: Sequence[Frame]) -> Affine:
     """The 4x4 affine of one channel's frames in order: column, row and slice to RAS+ millimetres.
 

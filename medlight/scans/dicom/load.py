@@ -12,7 +12,7 @@ from medlight.scans.dicom import pixels
 from medlight.scans.dicom.archive import title
 from medlight.scans.dicom.decode import KEPT_BYTES, Decoder, naming, source
 from medlight.scans.dicom.frames import ChannelKey, Frame, Place, Stack
-from medlight.scans.dicom.geometry import affine
+from medlight.scans.dicom.geometry import affine, continues
 from medlight.scans.dicom.group import stacks
 from medlight.scans.dicom.header import Header, frames_of, header_of, parse
 from medlight.scans.dicom.mend import Mends, mend_array, mended_frames
@@ -78,7 +78,11 @@ def _only(path: Path, found: Sequence[Stack]) -> Stack:
 
 
 def _complete(chosen: Stack, found: Sequence[Stack]) -> None:
-    """Raise MedlightError where pictures of the same series and size say nothing of their place: slices may be lost."""
+    """Raise MedlightError where slices may be lost to what lies beside a volume.
+
+    That are pictures of the same series and size that say nothing of their place, and slices of any series that lie
+    where the volume's next one would: one wrong character in an object takes it out of its series, unseen at the ends.
+    """
     for stack in found:
         first = stack.frames[0]
         alike = (stack.series_uid, stack.modality, first.shape) == (
@@ -88,6 +92,11 @@ def _complete(chosen: Stack, found: Sequence[Stack]) -> None:
         )
         if stack is not chosen and alike and "LOCALIZER" not in first.variant.split("\\"):
             raise MedlightError(f"{title(first.place)}: {stack.verdict.detail}; take out what is no slice of it")
+        of_one = chosen.frames[: len(chosen.frames) // len(chosen.channels)]
+        lost = [] if stack is chosen else [frame for frame in stack.frames if continues(of_one, frame)]
+        if lost:
+            where = "lies where the next slice of the volume beside it would, and isn't one of its series"
+            raise MedlightError(f"{title(lost[0].place)}: {where}; take it out, or mend what it says")
 
 
 def load(stack: Stack, mends: Mends = _NO_MENDS) -> Volume:

@@ -75,7 +75,7 @@ def _frame(base: Frame, group: Lookup) -> Frame:
     spacing = vector(measures, TAG.PixelSpacing, 2)
     return replace(
         base,
-        spacing=spacing or base.spacing,  # type: ignore[arg-type]
+        spacing=spacing if spacing and min(spacing) > 0 else base.spacing,  # type: ignore[arg-type]
         position=vector(group(GROUP.PlanePosition), TAG.ImagePositionPatient, 3) or base.position,  # type: ignore[arg-type]
         along_row=orientation[:3] if orientation else base.along_row,  # type: ignore[arg-type]
         along_column=orientation[3:] if orientation else base.along_column,  # type: ignore[arg-type]

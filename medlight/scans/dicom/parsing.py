@@ -15,7 +15,7 @@ from medlight.errors import MedlightError
 from medlight.scans.dicom.archive import MOST_BYTES, check_memory, open_place, reason_of, size_of
 from medlight.scans.dicom.elements import TAG, TAGS, text
 from medlight.scans.dicom.frames import Place
-from medlight.scans.dicom.pixel_size import PixelElement, check_size
+from medlight.scans.dicom.pixel_size import PixelElement, check_size, is_pixels
 from medlight.scans.dicom.skim import TooShortError, skim
 from medlight.scans.dicom.unreadable import unreadable
 
@@ -62,7 +62,7 @@ class _Metered(io.BufferedReader):
 def parse(place: Place, pixels: bool = False) -> Dataset:
     """Parse an object. pixels: all of it; else the elements of ``TAGS``, up to the pixel data, whose size is checked.
 
-    Without pixels there need be no file meta information in what is returned.
+    Without pixels there need be no file meta information in what is returned; the checks are the same.
 
     Raises UnreadableError (a MedlightError) that names the file and the cause: no DICOM, cut off, pixel data that can't
     hold what Rows, Columns and NumberOfFrames say, a header that is made to take time or memory.
@@ -71,7 +71,12 @@ def parse(place: Place, pixels: bool = False) -> Dataset:
         size = size_of(place)
         check_memory(place, size if pixels else 0)
         with open_place(place, MOST_BYTES if pixels else _HEAD_BYTES) as stream:
-            dataset = _parse(stream, place, size, pixels)
+            dataset, element = _header(stream, place, size)
+            if pixels:
+                stream.seek(0)
+                dataset, _ = _bounded(stream, place, size, pixels)
+                if is_pixels(element) and not any(at in dataset for at in _PIXELS):  # pydicom gives up without a word
+                    raise unreadable(place, "cut off within its pixel data; copy it again", dataset)
     except MedlightError:
         raise
     except RecursionError:
@@ -83,26 +88,34 @@ def parse(place: Place, pixels: bool = False) -> Dataset:
     return dataset
 
 
-def _parse(stream: BinaryIO, place: Place, size: int, pixels: bool) -> Dataset:
+def _header(stream: BinaryIO, place: Place, size: int) -> Found:
+    """The elements that are looked at, checked. Raises UnreadableError."""
     raw = stream.raw if isinstance(stream, io.BufferedReader) else stream
-    found = None if pixels else _skimmed(raw, size)
-    if found is None:
-        with _Metered(raw, MOST_BYTES if pixels else _VALUE_BYTES) as file:
-            try:
-                found = _parsed(file, place, size, pixels)
-            except Exception as error:  # of ours pydicom may make one of its own
-                if file.spent or isinstance(error, _RefusedError):
-                    raise unreadable(place, "a header that is too long to be true") from None
-                raise
-    dataset, element = found
+    dataset, element = _skimmed(raw, size) or _bounded(stream, place, size, pixels=False)
     if not text(dataset, TAG.SOPClassUID) and not text(dataset, TAG.Modality) and TAG.Rows not in dataset:
         raise unreadable(place, "says neither what it is nor how big; it may be cut off or of another encoding")
-    if not pixels and (TAG.Rows in dataset or _is_image(dataset)):
+    if TAG.Rows in dataset or _is_image(dataset) or is_pixels(element):
         try:
             check_size(dataset, element)
         except ValueError as error:
             raise unreadable(place, str(error), dataset) from None
-    return dataset
+    elif not UID(text(dataset, TAG.SOPClassUID)).is_valid:
+        raise unreadable(place, "its SOPClassUID (0008,0016) is no UID; copy it again", dataset)
+    return dataset, element
+
+
+def _bounded(stream: BinaryIO, place: Place, size: int, pixels: bool) -> Found:
+    """Any data set, by pydicom, in bounded time and memory."""
+    raw = stream.raw if isinstance(stream, io.BufferedReader) else stream
+    file = _Metered(raw, MOST_BYTES if pixels else _VALUE_BYTES)
+    try:
+        return _parsed(file, place, size, pixels)
+    except Exception as error:  # of ours pydicom may make one of its own
+        if file.spent or isinstance(error, _RefusedError):
+            raise unreadable(place, "a header that is too long to be true") from None
+        raise
+    finally:
+        file.detach()  # the stream is its opener's
 
 
 def _is_image(dataset: Dataset) -> bool:

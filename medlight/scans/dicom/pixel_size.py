@@ -18,6 +18,8 @@ _NATIVE = (
     "1.2.840.113619.5.2",
 )
 _LITTLE, _BIG = b"\xe0\x7f", b"\x7f\xe0"
+# The elements that hold pixels, in either byte order: floats, doubles, integers.
+_ELEMENTS = {name for n in (8, 9, 16) for name in (bytes((0xE0, 0x7F, n, 0)), bytes((0x7F, 0xE0, 0, n)))}
 _UNDEFINED = 0xFFFFFFFF
 _MOST_PIXEL_BYTES = 64 << 30  # unpacked; no machine decodes more at once
 _ITEM_BYTES = 8
@@ -33,6 +35,11 @@ class PixelElement:
     start: bytes
     size: int
     syntax: str | None
+
+
+def is_pixels(element: PixelElement) -> bool:
+    """Whether there is pixel data, in whichever byte order."""
+    return element.start[:4] in _ELEMENTS
 
 
 def check_size(dataset: Dataset, element: PixelElement) -> None:
