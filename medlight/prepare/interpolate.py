@@ -76,11 +76,11 @@ class _Parallel:
         size = list(channel.shape)
         size[first], size[second] = self.shape[first], self.shape[second]
         between = np.empty(size, np.float32)
-        for part in slabs(channel.shape, last):
+        for part in _slabs(channel.shape, last):
             slab = channel[part].astype(np.float32)
             slab = _along(self.matrices[first], slab, first)
             between[part] = _along(self.matrices[second], slab, second)
-        for part in slabs(between.shape, first):
+        for part in _slabs(between.shape, first):
             out[part] = _along(self.matrices[last], between[part], last)
 
     def clear(self, out: Array, value: Any) -> None:
@@ -91,7 +91,7 @@ class _Parallel:
     def move_labels(self, labels: Array, out: Array) -> None:
         """Each mask is looked at within its own bounding box."""
         boxes = _boxes(labels)
-        for part in slabs(self.shape, 0):
+        for part in _slabs(self.shape, 0):
             vote = _Vote(out[part])
             for value, box in boxes:
                 reach = self._reach(box, part)
@@ -146,7 +146,7 @@ class _Oblique:
 
     def clear(self, out: Array, value: Any) -> None:
         """Give every voxel beyond the source's edge a value."""
-        for part in slabs(self.shape, 0):
+        for part in _slabs(self.shape, 0):
             i, j, k = np.ogrid[part[0], : self.shape[1], : self.shape[2]]
             outside = np.zeros(out[part].shape, bool)
             for axis, size in enumerate(self.source):
@@ -203,7 +203,7 @@ def _spans(size: int, step: int) -> list[slice]:
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
-def slabs(shape: tuple[int, ...], axis: int) -> list[Box]:
+def _slabs(shape: tuple[int, ...], axis: int) -> list[Box]:
     """Cut a grid across an axis into slabs of a bearable size, as indices (whatever the size of the other axes)."""
     plane = int(np.prod(shape)) // max(shape[axis], 1)
     spans = _spans(shape[axis], max(1, SLAB // max(plane, 1)))

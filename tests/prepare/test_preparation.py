@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import tracemalloc
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from scipy import ndimage
 
 from medlight.errors import CaseError, UsageError
 from medlight.prepare import ArrayItem, Case, Label, Preparation, restore, voxels
+from medlight.prepare.prepared import write_prepared
 from medlight.scans import Volume, orientation, write_nifti
 from tests.data import fake
 
@@ -213,3 +217,23 @@ def test_real_scans_in_other_orientations(data_root):
         truth = np.asarray(nib.load(root / label).dataobj)
         back = restore(done.label, done.affine, done.original_affine, done.original_shape)
         assert 2 * ((back > 0) & (truth > 0)).sum() / ((back > 0).sum() + (truth > 0).sum()) > 0.95
+
+
+@pytest.mark.parametrize("spacing", [None, [0.9, 0.9, 0.9]])
+def test_no_more_than_three_copies_are_held(tmp_path, monkeypatch, spacing):
+    """Of the prepared volume, in float32; what is worked on at a time comes on top, and is small beside a big scan."""
+    for module in ("interpolate", "voxels"):
+        monkeypatch.setattr(sys.modules[f"medlight.prepare.{module}"], "SLAB", 2**16)
+    monkeypatch.setattr(sys.modules["medlight.prepare.statistics"], "BLOCK", 2**16)
+    shape = (128, 128, 160)
+    values = np.random.default_rng(0).integers(-1000, 1000, (1, *shape)).astype(np.int16)
+    label = (values > 600).astype(np.uint8)
+    for name, array in (("image", values), ("label", label)):
+        write_nifti(Volume(array, np.eye(4)), tmp_path / f"{name}.nii")
+    del values, label, array
+    tracemalloc.start()
+    done = Preparation(spacing).prepare(Case("x", {"image": tmp_path / "image.nii"}, tmp_path / "label.nii"))
+    write_prepared(done, tmp_path / "x.safetensors")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * done.image.nbytes + 12e6  # 8 MB are the inner bins of the percentiles
