@@ -42,7 +42,7 @@ _WANTED = {
                 *(f"Segmented{name}Data" for name in _COLOURS),
                 *("WindowCenter", "WindowWidth", "VOILUTFunction", "VOILUTSequence"),
                 *("Units", "CorrectedImage", "DecayCorrection", "RadiopharmaceuticalInformationSequence"),
-                *("PatientWeight", "SeriesDate", "SeriesTime"),
+                *("PatientWeight", "SeriesDate", "SeriesTime", "FrameOfReferenceUID"),
             ),
         ),
         *map(BaseTag, (0x00090010, 0x0009100D, 0x70530010, 0x70531000, 0x70531009)),  # GE's and Philips' for SUV
