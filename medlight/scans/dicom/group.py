@@ -51,16 +51,26 @@ def stacks(headers: Iterable[tuple[Header | Dataset, list[Frame]]]) -> list[Stac
 
 
 def _copies(entries: Sequence[Entry]) -> list[Sequence[Entry]]:
-    """A series that lies in several folders, whole in each, is as many series; what lies twice in one is not."""
-    names = {(frame.sop_uid, frame.index, frame.tile) for _, frame in entries}
-    if len(names) == len(entries):
+    """A series of which several folders hold the same objects is as many series: its copies.
+
+    What lies twice in one folder is no copy but a duplicate, and so is the little that two folders share of a series
+    that is spread over them.
+    """
+    if len({_name(frame) for _, frame in entries}) == len(entries):
         return [entries]
     folders: dict[Hashable, list[Entry]] = {}
     for entry in entries:
         place = entry[1].place
         folders.setdefault((place.path.parent, place.member.rpartition("/")[0]), []).append(entry)
-    whole = all(len({(f.sop_uid, f.index, f.tile) for _, f in own}) == len(own) for own in folders.values())
-    return list(folders.values()) if whole else [entries]
+    if len(folders) == 1:
+        return [entries]
+    first, *others = sorted(({_name(frame) for _, frame in own} for own in folders.values()), key=len, reverse=True)
+    shared = all(len(first & names) >= len(names) / 2 for names in others)
+    return list(folders.values()) if shared else [entries]
+
+
+def _name(frame: Frame) -> tuple[str, int, tuple[int, int] | None]:
+    return frame.sop_uid, frame.index, frame.tile
 
 
 def _series(entries: Sequence[Entry]) -> list[Stack]:

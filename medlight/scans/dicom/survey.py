@@ -96,26 +96,37 @@ def _without(text: str, place: Place) -> str:
 
 
 def _blamed(found: Sequence[Stack], faults: Sequence[_Fault]) -> list[Stack]:
-    """Give each fault to the volumes that lack the object, or make it a stack of its own."""
+    """Give each fault to the volumes that lack the object, or make it a stack of its own.
+
+    A volume that has an object of the same UID lacks nothing: the fault is a copy's. Among those of several folders it
+    is the one beside the object.
+    """
     counts = Counter(fault.series_uid for fault in faults)
     by_series: dict[str, list[int]] = {}
+    whole: set[tuple[str, str]] = set()
     for number, stack in enumerate(found):
         if stack.kind == "image" and stack.series_uid in counts:
             by_series.setdefault(stack.series_uid, []).append(number)
+            whole |= {(stack.series_uid, frame.sop_uid) for frame in stack.frames}
     judged, own = list(found), []
     for fault in faults:
-        lacking = by_series.get(fault.series_uid, []) if fault.series_uid else []
+        lacking = [n for n in by_series.get(fault.series_uid, []) if fault.series_uid and not _has(judged[n], fault)]
         beside = [n for n in lacking if any(f.place.path.parent == fault.place.path.parent for f in judged[n].frames)]
+        if not beside and (fault.series_uid, fault.sop_uid) in whole:
+            lacking = []
         for number in beside or lacking:
             if judged[number].verdict.status != "unreadable":
                 many = counts[fault.series_uid]
                 more = f" (and {many - 1} more objects of its series can't be read)" if many > 1 else ""
-                judged[number] = replace(
-                    judged[number], verdict=Verdict("unreadable", f"{fault.cause}{more}", fault.place)
-                )
+                verdict = Verdict("unreadable", f"{fault.cause}{more}", fault.place)
+                judged[number] = replace(judged[number], verdict=verdict)
         if not lacking:
             own.append(_alone(fault))
     return judged + own
+
+
+def _has(stack: Stack, fault: _Fault) -> bool:
+    return any(frame.sop_uid == fault.sop_uid for frame in stack.frames)
 
 
 def _alone(fault: _Fault) -> Stack:

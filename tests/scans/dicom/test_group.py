@@ -11,6 +11,7 @@ import pydicom
 import pytest
 from nibabel.nicom import dicomwrappers
 
+from medlight.errors import MedlightError
 from medlight.scans.dicom.frames import Place, Stack
 from medlight.scans.dicom.geometry import affine
 from medlight.scans.dicom.group import stacks
@@ -310,17 +311,25 @@ def test_what_is_no_image_is_ok_beside_a_volume(tmp_path):
 
 
 def test_a_copy_in_another_folder_is_another_series_and_one_beside_it_a_duplicate(tmp_path):
-    for folder in ("a", "b"):
-        fake.write(fake.series(), tmp_path / folder)
-    headers = []
-    for file in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
-        dataset = parse(Place(file))
-        headers.append((header_of(dataset), frames_of(dataset, Place(file))))
-    assert [stack.verdict.status for stack in stacks(headers)] == ["ok", "ok"]
-    beside = [
-        (h, [replace(f, place=Place(tmp_path / "all" / str(n))) for f in fs]) for n, (h, fs) in enumerate(headers)
-    ]
-    assert [stack.verdict.status for stack in stacks(beside)] == ["duplicate"]
+    def judged(*places: tuple[str, int]) -> list[str]:
+        headers = [
+            (header, [replace(frame, place=Place(tmp_path / folder / f"{n} {number}")) for frame in frames])
+            for n, (folder, number) in enumerate(places)
+            for header, frames in [read[number]]
+        ]
+        return sorted(stack.verdict.status for stack in stacks(headers))
+
+    fake.write(fake.series(), tmp_path)
+    datasets = [parse(Place(file)) for file in sorted(tmp_path.iterdir())]
+    datasets.sort(key=lambda dataset: -dataset.InstanceNumber)
+    read = [(header_of(dataset), frames_of(dataset, Place(tmp_path))) for dataset in datasets]
+    whole = range(6)
+    assert judged(*(("a", n) for n in whole), *(("b", n) for n in whole)) == ["ok", "ok"]
+    assert judged(*(("a", n) for n in whole), *(("b", n) for n in whole if n != 2)) == ["gap", "ok"]
+    assert judged(*(("a", n) for n in whole), *(("b", n) for n in whole), ("b", 2)) == ["duplicate", "ok"]
+    assert judged(*(("a", n) for n in whole), *(("a", n) for n in whole)) == ["duplicate"]
+    assert judged(*(("a", n) for n in whole if n < 4), *(("b", n) for n in whole if n > 2)) == ["duplicate"]
+    assert judged(*(("a", n) for n in whole if n < 3), *(("b", n) for n in whole if n > 2)) == ["ok"]
 
 
 def test_a_stack_has_the_same_name_wherever_it_lies_and_nothing_of_the_patient(tmp_path):
@@ -348,3 +357,40 @@ def test_a_real_mosaic_lies_where_nibabel_has_it(tmp_path, name, b_value):
         x, y, z = stack.channels[0].gradient
         turned = np.linalg.inv(peer.rotation_matrix) @ (x, y, z)
         assert abs(turned @ peer.b_vector) > 0.9999
+
+
+def test_a_dose_grid_is_a_volume(tmp_path):
+    file = Path(pydicom.__file__).parent / "data" / "test_files" / "rtdose.dcm"
+    dataset = parse(Place(file))
+    (stack,) = stacks([(header_of(dataset), frames_of(dataset, Place(file)))])
+    said = pydicom.dcmread(file)
+    assert (stack.verdict.status, stack.modality, len(stack.frames)) == ("ok", "RTDOSE", 15)
+    heights = [frame.position[2] for frame in stack.frames]
+    assert heights == [said.ImagePositionPatient[2] + offset for offset in said.GridFrameOffsetVector]
+    said.GridFrameOffsetVector = [said.ImagePositionPatient[2] + offset for offset in said.GridFrameOffsetVector]
+    (other,) = grouped(said, tmp_path)  # the other way to write it: as heights (PS3.3 C.8.8.3.2)
+    assert [frame.position for frame in other.frames] == [frame.position for frame in stack.frames]
+    said.GridFrameOffsetVector = said.GridFrameOffsetVector[:-1]
+    fake.save(said, tmp_path / "lost" / "x")
+    with pytest.raises(MedlightError, match="15, and 14 offsets"):
+        frames_of(parse(Place(tmp_path / "lost" / "x")), Place(tmp_path / "lost" / "x"))
+
+
+def test_reconstructed_slices_of_nuclear_medicine_are_a_volume(tmp_path):
+    grid = Grid(shape=(10, 12, 5))
+    values = np.stack([fake.pixels(k, (10, 12)) for k in range(5)])
+    detector = fake.item(ImagePositionPatient=list(grid.origin), ImageOrientationPatient=[1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+    made = fake.instance(
+        values,
+        "OT",
+        Modality="NM",
+        ImageType=["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"],
+        NumberOfFrames=5,
+        PixelSpacing=list(grid.spacing),
+        SpacingBetweenSlices=2.5,
+        SliceThickness=2.5,
+        DetectorInformationSequence=detector,
+    )
+    (stack,) = grouped(made, tmp_path)
+    assert stack.verdict.status == "ok"
+    agrees(stack, grid)
