@@ -120,7 +120,7 @@ def _likeness(dataset: Dataset) -> tuple[object, ...] | None:
         element = held.get(at)
         if element is not None and not isinstance(element, RawDataElement):
             return None
-        found.append((element.value, element.is_little_endian) if element else None)
+        found.append((element.VR, element.value, element.is_little_endian) if element else None)
     return tuple(found)
 
 

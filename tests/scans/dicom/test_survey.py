@@ -13,6 +13,7 @@ import pydicom
 import pytest
 
 from medlight.scans.dicom import survey as module
+from medlight.scans.dicom.frames import Place
 from medlight.scans.dicom.geometry import affine
 from medlight.scans.dicom.survey import as_json, survey, table
 from tests.data import fake_dicom as fake
@@ -69,6 +70,16 @@ def test_a_slice_that_cannot_be_read_is_told_of_its_volume(tmp_path):
     assert len(stack.frames) == 5
     assert stack.verdict.told.startswith(f"{last}: cut off")
     assert last.name not in stack.verdict.detail
+
+
+def test_a_copy_that_lacks_a_slice_is_told_apart_from_the_whole_one(tmp_path):
+    for folder in ("a", "b", "c"):
+        fake.write(fake.series(), tmp_path / folder)
+    broken = sorted((tmp_path / "b").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:-7])
+    found = {stack.frames[0].place.path.parent.name: stack for stack in survey([tmp_path]).stacks}
+    assert {name: stack.verdict.status for name, stack in found.items()} == {"a": "ok", "b": "unreadable", "c": "ok"}
+    assert found["b"].verdict.place == Place(broken)
 
 
 def test_many_that_cannot_be_read_are_counted(tmp_path):
