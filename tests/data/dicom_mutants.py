@@ -1,8 +1,8 @@
 """Series of DICOM files, damaged as disks, networks, converters and people damage them.
 
-A series is ``{name: bytes}``. Each of ``KINDS`` takes a random generator, the series, and the series that lie beside it,
-and gives a damaged copy; None where the series has nothing to damage in that way. Byte mutations leave the bytes of
-uncompressed pixels alone: any value is a legitimate one there.
+A series is ``{name: bytes}``. Each of ``KINDS`` takes a random generator, the series, and those around it, and gives
+a damaged copy; None where the series has nothing to damage in that way. Byte mutations leave the bytes of uncompressed
+pixels alone: any value is a legitimate one there.
 """
 
 from __future__ import annotations

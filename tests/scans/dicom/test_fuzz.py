@@ -111,7 +111,10 @@ class Plane:
 
 
 def planes(name: str, data: bytes, slices: int) -> list[Plane]:
-    """The planes of an object; slices: how many tiles a mosaic has, less than 0 where they go against the normal."""
+    """The planes of an object; slices: how many tiles a mosaic has, less than 0 where they go against the normal.
+
+    Which way they go stands in Siemens' own header only, and both are tried.
+    """
     dataset = mutants.parsed(data)
     shape = (dataset.Rows, dataset.Columns)
     try:
@@ -166,12 +169,19 @@ def no_slices(files: mutants.Files) -> list[str]:
 
 def disagreement(volume: Volume, files: mutants.Files, before: mutants.Files) -> str:
     """What the volume doesn't share with what the files state; empty where they agree."""
-    slices = volume.array.shape[3]
-    back = bool(np.linalg.det(volume.affine) < 0)
     blank = [name for name, data in files.items() if "Rows" not in mutants.parsed(data)]
     if blank:
         return f"pydicom finds no image in {blank[0]}"
-    stated = [plane for name, data in files.items() for plane in planes(name, data, -slices if back else slices)]
+    slices = volume.array.shape[3]
+    found = []
+    for way in (slices, -slices):
+        stated = [plane for name, data in files.items() for plane in planes(name, data, way)]
+        found.append(_difference(volume, stated, {name for name in files if files[name] != before.get(name)}))
+    return "" if "" in found else found[0]
+
+
+def _difference(volume: Volume, stated: list[Plane], changed: set[str]) -> str:
+    slices = volume.array.shape[3]
     colours = 3 if volume.channels[0].name == "red" else 1
     if len(stated) * colours != len(volume.array) * slices:
         return f"{len(stated)} planes are stated, and {len(volume.array)} x {slices} were read"
@@ -186,7 +196,7 @@ def disagreement(volume: Volume, files: mutants.Files, before: mutants.Files) ->
         if not fitting:
             return f"slice {k} of channel {channel}: no object states it"
         same = [one for one in fitting if one.pixels is not None and _shows(one, array)]
-        other = [one for one in fitting if files[one.name] != before.get(one.name)]
+        other = [one for one in fitting if one.name in changed]
         if not same and not other:
             return f"slice {k} of channel {channel} holds other voxels than its file"
         left.remove((same or other)[0])
