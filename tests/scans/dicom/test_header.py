@@ -296,30 +296,21 @@ def test_a_named_refusal_says_nothing_of_the_patient(plane, tmp_path):
     assert not any(secret in str(raised.value) for secret in fake.SECRETS)
 
 
-@pytest.mark.slow
-def test_mutated_headers_give_the_same_frames_or_a_named_refusal(data_root):
+def test_mutated_headers_give_frames_or_a_named_refusal(data_root, tmp_path):
     """Bytes of real headers changed at random: nothing but ``MedlightError``, and soon."""
-    files = [f for f in every_file(data_root) if f.stat().st_size < 2 << 20]
+    files = [file for file in every_file(data_root) if file.stat().st_size < 1 << 20]
     draw = random.Random(11)
     for _ in range(2000):
-        mutate_once(draw, draw.choice(files))
+        mutate_once(draw, draw.choice(files), Place(tmp_path / "mutant.dcm"))
 
 
-def test_some_mutated_headers(data_root):
-    files = [f for f in every_file(data_root) if f.stat().st_size < 1 << 20]
-    draw = random.Random(5)
-    for _ in range(150):
-        mutate_once(draw, draw.choice(files))
-
-
-def mutate_once(draw: random.Random, file: Path) -> None:
+def mutate_once(draw: random.Random, file: Path, place: Place) -> None:
     data = bytearray(file.read_bytes())
     end = min(len(data), 6000)
     for _ in range(draw.choice((1, 1, 3, 20))):
         data[draw.randrange(128, end)] = draw.choice((0, 255, draw.randrange(256)))
     if draw.random() < 0.2:
         del data[draw.randrange(132, len(data)) :]
-    place = Place(Path("/dev/shm") / "medlight-mutant.dcm" if Path("/dev/shm").is_dir() else Path("mutant.dcm"))
     place.path.write_bytes(data)
     start = time.process_time()
     said = str(place.path)
@@ -327,7 +318,5 @@ def mutate_once(draw: random.Random, file: Path) -> None:
         summary(place)
     except MedlightError as error:
         said = str(error)
-    finally:
-        place.path.unlink()
     assert said.startswith(str(place.path))
     assert time.process_time() - start < 20

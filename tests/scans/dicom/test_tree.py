@@ -99,11 +99,16 @@ def test_a_pipe_blocks_nobody(tmp_path):
     assert (tree.places, tree.passed_over) == ([], 1)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_a_fault(tmp_path):
-    file = fake.save(fake.plane(fake.Grid(), 0), tmp_path / "a.dcm")
-    file.chmod(0)
-    assert "can't be opened" in causes(objects([tmp_path]))["a.dcm"]
+def test_what_may_not_be_read_is_a_fault(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "sub").mkdir()
+    fake.save(fake.plane(fake.Grid(), 0), tmp_path / "a.dcm")
+    monkeypatch.setattr(Path, "open", refuse)
+    assert causes(objects([tmp_path])) == {"a.dcm": "can't be opened (Permission denied)"}
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert causes(objects([tmp_path])) == {tmp_path.name: "a folder that can't be read (Permission denied)"}
 
 
 def test_a_zip_is_a_folder(tmp_path):
