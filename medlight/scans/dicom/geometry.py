@@ -66,13 +66,18 @@ def along_normal(frames: Sequence[Frame]) -> list[Frame]:
 
 
 def continues(frames: Sequence[Frame], other: Frame) -> bool:
-    """Whether a frame lies one step before the first or behind the last of a volume's slices, and looks like them."""
+    """Whether a frame lies one step before the first or behind the last of a volume's slices, and looks like them.
+
+    A single slice has no step: any frame in its direction will do.
+    """
     first, count = frames[0], len(frames)
-    if count < 2 or not placed(first) or not placed(other) or other.shape != first.shape:
+    if not placed(first) or not placed(other) or other.shape != first.shape:
         return False
     mine, theirs = ((*(one.along_row or ()), *(one.along_column or ()), *(one.spacing or ())) for one in (first, other))
     if len(mine) != len(theirs) or np.abs(np.array(mine) - np.array(theirs)).max() > COSINE:
         return False
+    if count == 1:
+        return True
     start, end, there = _positions([first, frames[-1], other])
     step = (end - start) / (count - 1)
     near = SIDEWAYS_MM + tolerance(float(np.linalg.norm(step)))

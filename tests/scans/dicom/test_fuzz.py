@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import uid
+from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_rescale
 
 from medlight.cli.main import main
@@ -50,6 +51,7 @@ REAL = {
     "enhanced ct": "dcmqi/segmentations/24x38x3/multiframe",
     "oblique": "rt_utils/oriented_data",
 }
+PYDICOM = {"enhanced ct of two": "eCT_Supplemental.dcm", "dose": "rtdose.dcm", "dose in rle": "rtdose_rle.dcm"}
 FAKE = {
     "fake": lambda: fake.series(),
     "fake oblique": lambda: fake.series(fake.Grid(orientation=fake.OBLIQUE), modality="MR"),
@@ -79,6 +81,10 @@ def seeds(data_root, tmp_path_factory) -> dict[str, tuple[mutants.Files, Volume]
             if syntax == uid.ExplicitVRBigEndian:
                 dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
         found[name] = fake.write(datasets, made / name)
+    for name, file in PYDICOM.items():
+        found[name] = made / name
+        found[name].mkdir()
+        (found[name] / file).write_bytes(Path(get_testdata_file(file)).read_bytes())
     return {name: (_content(folder), read_dicom(folder)) for name, folder in found.items()}
 
 
@@ -118,7 +124,7 @@ def planes(name: str, data: bytes, slices: int) -> list[Plane]:
     dataset = mutants.parsed(data)
     shape = (dataset.Rows, dataset.Columns)
     try:
-        pixels = apply_rescale(dataset.pixel_array, dataset)
+        pixels = apply_rescale(dataset.pixel_array, dataset) * float(dataset.get("DoseGridScaling", 1))
     except Exception:  # what its numbers are is not known to pydicom
         pixels = None
     if "MOSAIC" in dataset.get("ImageType", ()):
@@ -130,6 +136,9 @@ def planes(name: str, data: bytes, slices: int) -> list[Plane]:
         groups = [*([own[index]] if own else []), *(shared or [])]
         value = None if pixels is None else pixels if frames == 1 else pixels[index]
         found.append(Plane(name, dataset, groups, value, shape))
+        if "GridFrameOffsetVector" in dataset and frames > 1:
+            offsets = np.array(dataset.GridFrameOffsetVector, float)
+            found[-1].position = found[-1].position + (offsets[index] - offsets[0]) * np.cross(*found[-1].ways)
     return found
 
 

@@ -282,6 +282,29 @@ def test_a_mosaic_of_more_tiles_than_fit_is_refused(tmp_path):
     refused(saved(made, tmp_path), "50 slices can't fill")
 
 
+def test_frames_whose_pixels_have_no_size_have_no_spacing(tmp_path):
+    made = fake.enhanced()
+    made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing = [0.0, 0.75]
+    place = saved(made, tmp_path)
+    assert {frame.spacing for frame in frames_of(parse(place), place)} == {None}
+
+
+def test_packed_pixels_that_are_cut_off_are_refused(data_root, tmp_path):
+    """pydicom gives back an empty data set for these, without a word."""
+    whole = next((data_root / "dicom" / "generic" / "compressed_j2k" / "001").glob("*.dcm")).read_bytes()
+    place = Place(tmp_path / "cut.dcm")
+    place.path.write_bytes(whole[:-30000])
+    with pytest.raises(UnreadableError, match="cut off"):
+        parse(place, pixels=True)
+
+
+def test_an_object_whose_class_is_no_uid_is_refused(tmp_path):
+    made = fake.report()
+    made["SOPClassUID"] = pydicom.DataElement("SOPClassUID", "LO", "1.2.840\x01")
+    made.file_meta.MediaStorageSOPClassUID = "1.2"
+    refused(saved(made, tmp_path), "is no UID")
+
+
 def test_frames_that_are_not_all_described_are_refused(tmp_path):
     made = fake.enhanced()
     del made.PerFrameFunctionalGroupsSequence[-1]

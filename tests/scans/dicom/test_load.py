@@ -135,6 +135,36 @@ def test_an_unreadable_object_is_not_passed_over(tmp_path):
         read_dicom(folder)
 
 
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"SeriesInstanceUID": "1.2.3"},
+        {"Modality": "PT"},
+        {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]},
+        {"Rows": None},
+        {"Columns": None},
+        {"PixelData": None},
+    ],
+)
+@pytest.mark.parametrize("at", [0, 5])
+def test_a_slice_at_an_end_is_lost_to_no_damage(tmp_path, tags, at):
+    """No gap tells that it is missing: an object that says otherwise by one element is named."""
+    datasets = fake.series()
+    for keyword, value in tags.items():
+        setattr(datasets[at], keyword, value)
+        if value is None:
+            delattr(datasets[at], keyword)
+    with pytest.raises(MedlightError) as raised:
+        read_dicom(fake.write(datasets, tmp_path / "series"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_series_far_from_a_volume_is_passed_over(tmp_path):
+    far = fake.plane(fake.Grid(origin=(-20.0, -30.5, 200.0)), 0, SeriesInstanceUID="1.2.3")
+    volume = read_dicom(fake.write([*fake.series(), far], tmp_path / "series"))
+    assert (volume.array.shape[3], volume.meta["passed_over"]) == (6, 1)
+
+
 def test_channels_of_a_4d_series_keep_their_descriptors(tmp_path):
     volume = read_dicom(fake.write(fake.by_b_value(), tmp_path / "dwi"))
     array, affine = fake.truth(fake.Grid(), 5)
