@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
-
-from medlight.scans.orientation import orientation, reorient
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SAME_MM = 1e-3
@@ -111,8 +110,13 @@ def of_itk(image: object) -> Read:
 
 
 def aligned(theirs: Read, ours: Read) -> Read:
-    """Theirs with its axes in the order of ours."""
-    return Read(*reorient(theirs.array, theirs.affine, orientation(ours.affine)))
+    """Theirs with its axes in the order of ours, each along the one of ours that it is nearest to."""
+    axes = [one.affine[:3, :3] / np.linalg.norm(one.affine[:3, :3], axis=0) for one in (ours, theirs)]
+    between = np.eye(4)
+    between[:3, :3] = np.linalg.inv(axes[0]) @ axes[1]
+    turn = io_orientation(between)
+    array = apply_orientation(np.moveaxis(theirs.array, 0, -1), turn)
+    return Read(np.moveaxis(array, -1, 0), theirs.affine @ inv_ornt_aff(turn, theirs.array.shape[1:]))
 
 
 def difference(theirs: Read, ours: Read) -> str:

@@ -14,12 +14,24 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from medlight.scans.dicom.load import load, read_dicom
 from medlight.scans.dicom.mend import Mends
 from tests.data import fake_dicom as fake
 from tests.scans.dicom import peers
-from tests.scans.dicom.peer_cases import Cases, leaning, of_data, of_fakes, of_pydicom, phantom, points
+from tests.scans.dicom.peer_cases import (
+    Cases,
+    dimensions,
+    in_order,
+    leaning,
+    mosaic,
+    of_data,
+    of_fakes,
+    of_pydicom,
+    phantom,
+    points,
+)
 from tests.scans.dicom.peers import Read
 
 
@@ -296,6 +308,29 @@ def test_what_differs_is_listed(
     first = {next((row for row in rows if row.of(series, peer)), None) for series in found}
     assert [row for row in rows if peer in row.peer.split() and row not in first] == []
     assert len(found) >= count
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_direction_is_the_same_to_all(tmp_path: Path, seed: int) -> None:
+    """Slices in a random direction, up or down, of voxels with three different sides."""
+    rng = np.random.default_rng(seed)
+    along_row, along_column, _ = Rotation.random(rng=rng).as_matrix().tolist()
+    *spacing, step = rng.uniform(0.2, 3, 3).round(4).tolist()
+    origin = tuple(rng.uniform(-300, 300, 3).tolist())
+    grid = fake.Grid((10, 12, 7), tuple(spacing), step * (-1) ** seed, (along_row, along_column), origin)
+    kinds = {
+        "classic": fake.series(grid),
+        "enhanced": in_order(dimensions(fake.enhanced(grid))),
+        "mosaic": mosaic(grid),
+    }
+    for kind, datasets in kinds.items():
+        series = fake.write(datasets, tmp_path / kind)
+        volume = read_dicom(series)
+        ours = Read(volume.array, volume.affine)
+        alone = peers.gathered(sorted(series.iterdir()), tmp_path / f"{kind} in")
+        for peer in ["dcm2niix"] if kind == "mosaic" else peers.READERS:  # the others err in mosaics, see above
+            (theirs,) = peers.READERS[peer](alone, tmp_path / f"{kind} {peer}")
+            assert peers.difference(peers.aligned(theirs, ours), ours) == "", (kind, peer)
 
 
 def deskewed(folder: Path, out: Path) -> tuple[Read, Read]:
