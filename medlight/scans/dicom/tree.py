@@ -154,7 +154,7 @@ def _sort(place: Place, name: PurePath, head: bytes, tree: Tree, given: bool) ->
         tree.others.append(place.path)
     elif not head and named:
         tree.faults.append((place, "empty (0 bytes); copy it again or remove it"))
-    elif head[132:138] == b"\x02\x00\x00\x00UL" or b"DICM\x02\x00" in head or (named and _is_stub(head)):
+    elif head[132:138] == b"\x02\x00\x00\x00UL" or b"DICM\x02\x00" in head or (named and _was_dicom(head)):
         tree.faults.append((place, "its first bytes are damaged; copy it again or remove it"))
     elif given or (named and _suffix(name)):
         tree.faults.append((place, "not DICOM; remove it, or give it the name of what it is"))
@@ -162,9 +162,10 @@ def _sort(place: Place, name: PurePath, head: bytes, tree: Tree, given: bool) ->
         tree.passed_over += 1
 
 
-def _is_stub(head: bytes) -> bool:
-    """Whether there is no more than an empty preamble, and perhaps the start of DICOM's mark."""
-    return not head.rstrip(b"DICM").strip(b"\0")
+def _was_dicom(head: bytes) -> bool:
+    """Whether an empty preamble is all there is, with the start of DICOM's mark, or is followed by UIDs of DICOM."""
+    is_stub = not head.rstrip(b"DICM").strip(b"\0")
+    return is_stub or (not head[:120].strip(b"\0") and b"1.2.840.10008." in head)
 
 
 def _suffix(name: PurePath) -> str:

@@ -59,13 +59,14 @@ def test_what_should_be_dicom_and_is_not_is_a_fault(tmp_path):
         "mark": whole[:128] + b"XXXX" + whole[132:],
         "moved": b"\1" * 7 + whole,
         "stub": whole[:130],
+        "gap": whole[:125] + whole[150:],
         ".hidden": b"",
         "__init__.py": b"",
         "._a.dcm": b"\0\5\26\7",
     }.items():
         (tmp_path / name).write_bytes(content)
     tree = objects([tmp_path])
-    assert set(causes(tree)) == {"empty.dcm", "IM2", "1.2.840.1", "random.dcm", "zeros", "mark", "moved", "stub"}
+    assert set(causes(tree)) == {"empty.dcm", "IM2", "1.2.840.1", "random.dcm", "zeros", "mark", "moved", "stub", "gap"}
     assert "0 bytes" in causes(tree)["IM2"]
     assert names(tree) == ["a.dcm"]
     assert tree.passed_over == 3
