@@ -159,9 +159,9 @@ class Decathlon:
         image = file.parent / row["image"]
         label = file.parent / row["label"] if row.get("label") else None
         name = stem(image)
-        if not image.is_file():
+        if not image.exists():
             bad.append(BadCase(name, f"{shown(file)} lists {row['image']}, which is not there; add it, {_MEND}"))
-        elif label is not None and not label.is_file():
+        elif label is not None and not label.exists():
             bad.append(BadCase(name, _no_label(image, Path(shown(label)))))
         elif label is None and not self.unlabelled:
             bad.append(BadCase(name, f"{shown(image)}: listed without a label; add it, set unlabelled: true, {_MEND}"))

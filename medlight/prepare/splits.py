@@ -89,7 +89,10 @@ class KFold:
 
 
 class SplitFile:
-    """A committed split: a JSON or YAML file with lists of ids under train, val and test."""
+    """A committed split: a JSON or YAML file with lists of ids under train, val and test.
+
+    DICOM cases that no manifest names go by their content; on a terminal ``medlight data prepare`` says which is which.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path

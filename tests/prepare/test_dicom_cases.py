@@ -254,3 +254,30 @@ def test_case_of_one_file(tmp_path: Path) -> None:
     fake_dicom.save(fake_dicom.enhanced(GRID), tmp_path / "x.dcm")
     done = Preparation().prepare(Case("x", {"image": tmp_path / "x.dcm"}))
     assert sorted(done.image.shape) == sorted((1, 12, 14, 10))
+
+
+@pytest.mark.parametrize(
+    "name", ["anatomical/001", "generic/anatomical/002_non_isotropic", "generic/compressed_j2k/001"]
+)
+def test_a_real_series_is_prepared_as_its_nifti(data_root: Path, name: str) -> None:
+    series = data_root / "dicom" / name
+    one = Preparation([2.0, 2.0, 3.0]).prepare(Case("dicom", {"image": series}))
+    truth = series.with_name(f"{series.name}_ground_truth.nii.gz")
+    other = Preparation([2.0, 2.0, 3.0]).prepare(Case("nifti", {"image": truth}))
+    np.testing.assert_allclose(one.affine, other.affine, atol=1e-3)
+    np.testing.assert_allclose(one.image, other.image, atol=1e-3 * float(one.image.std()))
+
+
+def test_real_contours_are_labels(data_root: Path, tmp_path: Path) -> None:
+    """Two slices of a CT phantom, and the structures of its plan."""
+    folder = data_root / "dicom" / "rt_utils" / "mock_data"
+    for name in ("ct_1.dcm", "ct_2.dcm"):
+        (tmp_path / "ct").mkdir(exist_ok=True)
+        shutil.copy(folder / name, tmp_path / "ct" / name)
+    rows = [{"id": "phantom", "image": "ct", "label": str(folder / "rt.dcm")}]
+    listed = Manifest(str(fake.manifest(tmp_path / "cases.csv", rows))).cases()
+    done = Store(tmp_path / "store").prepare(listed, Preparation())
+    (case,) = done.cases
+    assert case.has_label
+    assert len(done.labels) > 1
+    assert all(case.counts[value] for value in case.values if value)
