@@ -108,13 +108,12 @@ def _prepare(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:
 
 def _name(module: Any) -> None:
     """Say which file each case is that goes by its content: on a terminal, since file names may not be kept."""
-    from medlight.prepare.case import file_of
-    from medlight.scans.files import shown
+    from medlight.prepare.checks import named
 
     cases = [case.case for part in module.prepared.values() for case in part] if sys.stdout.isatty() else []
     for case in cases:
         if module.recorded[case.id].startswith("case-"):
-            print(f"{module.recorded[case.id]}  {shown(file_of(next(iter(case.images.values()))))}")
+            print(f"{module.recorded[case.id]}  {named(next(iter(case.images.values())))}")
 
 
 def _data_module(config: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from medlight.errors import CaseError, MedlightError, UsageError
 from medlight.prepare.case import Case, Label
-from medlight.prepare.checks import check_images, checked_label
+from medlight.prepare.checks import check_images, checked_label, named
 from medlight.prepare.interpolate import Shape
 from medlight.prepare.reading import colours, read_label_ref, read_ref
 from medlight.prepare.resample import spaced_grid, to_grid
@@ -114,17 +114,21 @@ class Preparation:
         try:
             volumes = {name: read_ref(ref, self.mends) for name, ref in case.images.items()}
             check_images(case, volumes)
-            frames = self.clip_frames(volumes)
-            checked = self._label(case, next(iter(volumes.values())), labels, frames)
+            checked = self._label(case, volumes, labels)
         except CaseError:
             raise
         except MedlightError as error:
             raise CaseError(case.id, str(error)) from None
         return self.prepare_volumes(volumes, checked)
 
-    def _label(self, case: Case, image: Volume, labels: Sequence[Label], frames: int) -> npt.NDArray[Any] | None:
+    def _label(self, case: Case, images: dict[str, Volume], labels: Sequence[Label]) -> npt.NDArray[Any] | None:
+        try:
+            frames = self.clip_frames(images)
+        except MedlightError as error:
+            raise CaseError(case.id, f"{named(next(iter(case.images.values())))}: {error}") from None
         if case.label is None:
             return None
+        image = next(iter(images.values()))
         return checked_label(case, read_label_ref(case.label, image, labels), image, labels, frames)
 
     def prepare_volumes(self, images: dict[str, Volume], label: npt.NDArray[Any] | None = None) -> PreparedArrays:
