@@ -127,9 +127,12 @@ def import_class(class_path: str, key: str = "class_path") -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UsageError(f"{key}: {class_path!r} does not import: {error}") from None
-    if not hasattr(module, name):
-        raise UsageError(f"{key}: {module_name} has no {name!r}{nearest(name, dir(module))}")
-    return getattr(module, name)
+    found = getattr(module, name, None)
+    if not callable(found):
+        others = [other for other in dir(module) if callable(getattr(module, other)) and other != name]
+        near = [other for other in others if other.lower() == name.lower()]
+        raise UsageError(f"{key}: {module_name} has no class {name!r}{nearest(name, near or others)}")
+    return found
 
 
 def arguments(cls: Any) -> tuple[set[str], bool]:
@@ -158,9 +161,8 @@ def check_spec(spec: Mapping[str, Any], key: str) -> None:
     names, open_ended = arguments(import_class(spec["class_path"], f"{key}.class_path"))
     for name, value in (spec.get("init_args") or {}).items():
         if name not in names and not open_ended:
-            raise UsageError(
-                f"{key}.init_args.{name}: {spec['class_path']} has no argument {name!r}{nearest(name, names)}"
-            )
+            hint = nearest(name, names) or f"; it takes {', '.join(sorted(names)) or 'none'}"
+            raise UsageError(f"{key}.init_args.{name}: {spec['class_path']} has no argument {name!r}{hint}")
         check_inside(value, f"{key}.init_args.{name}")
 
 

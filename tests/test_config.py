@@ -151,3 +151,10 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "fit.yaml").write_text("study: a\n")
     with pytest.raises(UsageError, match=r"is a folder; name a file, as .*fit\.yaml"):
         config.load_yaml(tmp_path)
+
+
+def test_a_module_is_no_class_and_an_unknown_argument_lists_what_is_taken():
+    with pytest.raises(UsageError, match="no class 'manifest' .did you mean 'Manifest'"):
+        config.check_spec({"class_path": "medlight.prepare.manifest"}, "data.source")
+    with pytest.raises(UsageError, match="has no argument 'zzz'; it takes label_names, path, unlabelled"):
+        config.check_spec({"class_path": "medlight.prepare.Manifest", "init_args": {"zzz": 1}}, "data.source")

@@ -122,7 +122,7 @@ def corners(written):
         ({"a": {"type": "categorical", "choices": {"u": 3}}}, "space.a.choices.u: expected {class_path"),
         (
             {"a": {"type": "categorical", "choices": {"u": {"class_path": "monai.networks.nets.UNte"}}}},
-            "space.a.choices.u.class_path: monai.networks.nets has no 'UNte' .did you mean 'UNet'",
+            "space.a.choices.u.class_path: monai.networks.nets has no class 'UNte' .did you mean 'UNet'",
         ),
         (
             {"a": {"type": "categorical", "choices": {"u": {"class_path": UNET, "init_args": {"chanels": []}}}}},

@@ -220,7 +220,7 @@ def test_a_stopped_sweep_ends_its_trials_and_says_so(number):
         ),
         (
             {"space": {"model.network": {"type": "categorical", "choices": {"u": {**UNET, "class_path": "monai.X"}}}}},
-            "space.model.network.choices.u.class_path: monai has no 'X'",
+            "space.model.network.choices.u.class_path: monai has no class 'X'",
         ),
     ],
 )
