@@ -31,8 +31,11 @@ verdicts: ok; gap (slices are missing), uneven, tilt, duplicate (each has a mend
 mixed-shape, not-a-volume (a localizer, a screen capture, a single slice), unreadable; for NIfTI and the like also
 affine (voxels with no place, or two) and nan. Segmentations, contours and reports are ok: they are no volumes.
 
+The last column says where each lies (ZIP!FOLDER in a zip). With --on, a mended volume is ok and has the shape and the
+spacing that will be read; a series that is split is a row for each piece.
+
 Exit code 0 where every verdict is ok, 1 where one isn't, or where nothing was found."""
-_COLUMNS = ("case", "modality", "files", "shape", "spacing", "orientation", "verdict", "detail")
+_COLUMNS = ("case", "modality", "files", "shape", "spacing", "orientation", "verdict", "detail", "where")
 _HEAD_BYTES = 1 << 16
 
 
@@ -49,18 +52,21 @@ def run(args: argparse.Namespace) -> int:
     from medlight.cli.output import write_json
     from medlight.cli.progress import bar
     from medlight.scans.dicom.mend import Mends
-    from medlight.scans.dicom.survey import as_json, row, survey
+    from medlight.scans.dicom.survey import row, survey
+    from medlight.scans.files import shown
 
     mends = Mends.parse(args.on)
     with bar("decoding" if args.deep else "reading headers", 0) as progress:
         found = survey(args.paths, args.deep, _workers(args.workers), progress)
-    judged = [after(stack, mends) for stack in found.stacks]
-    entries = [as_json(stack) for stack in judged]
-    rows = [row(entry, stack.verdict.told) for entry, stack in zip(entries, judged, strict=True)]
+    entries, rows = [], []
+    judged = [one for stack in found.stacks for one in after(stack, mends)]
+    for stack, entry in judged:
+        entries.append(entry)
+        rows.append((*row(entry, f"{stack.verdict.told}{_hint(stack)}"), where(stack)))
     for path in found.others:
         entry, told = other(path, args.deep)
         entries.append(entry)
-        rows.append(row(entry, told))
+        rows.append((*row(entry, told), shown(path)))
     if args.json != "-":
         _show(rows, found.passed_over)
     write_json(args.json, entries)
@@ -74,26 +80,77 @@ def _workers(asked: int | None) -> int:
     return asked or max(2, len(os.sched_getaffinity(0)))
 
 
-def after(stack: Stack, mends: Mends) -> Stack:
-    """The stack as it is judged with mends: ``ok`` where they make it one volume, with what they do as the detail."""
+def after(stack: Stack, mends: Mends) -> list[tuple[Stack, dict[str, Any]]]:
+    """The volumes that mends make of a stack, each as it is judged then, with what a program is told of it.
+
+    What is mended is ``ok``, its detail says by what, and its shape and spacing are those that will be read. Where
+    another fault is left, the detail says which. A stack that no mend concerns comes back as it is.
+    """
+    from medlight.scans.dicom.mend import mended_frames
+    from medlight.scans.dicom.survey import as_json
+
+    if stack.kind != "image" or stack.verdict.status == "ok" or not mends.to_dict():
+        return [(stack, as_json(stack))]
+    return [_mended(piece, stack, mends) for piece in mended_frames(stack, mends)]
+
+
+def _mended(piece: Stack, stack: Stack, mends: Mends) -> tuple[Stack, dict[str, Any]]:
+    """What mends make of a piece of a stack, or of all of it."""
     from dataclasses import replace
 
-    from medlight.scans.dicom.frames import Verdict
-    from medlight.scans.dicom.mend import mended_frames
+    import numpy as np
 
-    judged = stack.verdict
-    if judged.status == "ok" or not mends.to_dict():
-        return stack
-    pieces = mended_frames(stack, mends)
-    if not all(mends.covers(piece.verdict.status) for piece in pieces):
-        return stack
-    mend = mends.to_dict().get(judged.status, "mended")
-    detail = f"{judged.status}={mend}: {judged.detail}"
-    return replace(stack, verdict=Verdict("ok", detail))
+    from medlight.errors import MedlightError
+    from medlight.scans import orientation
+    from medlight.scans.dicom.frames import Verdict
+    from medlight.scans.dicom.mend import mended_header
+    from medlight.scans.dicom.survey import as_json
+
+    before = piece.facts.get("mended", [])
+    if not mends.covers(piece.verdict.status):
+        said = "; ".join([*before, piece.verdict.detail])
+        piece = replace(piece, verdict=replace(piece.verdict, detail=said))
+        return piece, as_json(piece)
+    try:
+        shape, affine, notes = mended_header(piece, mends)
+    except MedlightError as error:
+        told = str(error).removeprefix(f"{piece.id}: ")
+        piece = replace(piece, verdict=replace(piece.verdict, detail=told))
+        return piece, as_json(piece)
+    done = dict.fromkeys(note.partition(":")[0] for note in notes)
+    names = ", ".join(f"{fault}={mends.to_dict()[fault]}" for fault in done)
+    piece_of = next((note.removeprefix("gap: split, ") for note in before if note.startswith("gap: split, ")), "")
+    said = piece_of or stack.verdict.detail
+    spacing = [round(size, 6) for size in np.linalg.norm(affine[:3, :3], axis=0).tolist()]
+    placed = {"shape": list(shape), "spacing_mm": spacing, "orientation": orientation(affine)}
+    judged = replace(piece, verdict=Verdict("ok", f"{names}: {said}"))
+    return judged, {**as_json(judged), **placed}
+
+
+def _hint(stack: Stack) -> str:
+    """The mend that a fault has, where the detail doesn't name one yet."""
+    from medlight.scans.dicom.mend import MENDS
+
+    status, detail = stack.verdict.status, stack.verdict.detail
+    return f"; --on {status}={MENDS[status]} mends it" if status in MENDS and "=" not in detail else ""
+
+
+def where(stack: Stack) -> str:
+    """Where a stack lies, for a person: its file, the folder of its files, or ``ZIP!FOLDER`` in a zip."""
+    from medlight.scans.files import shown
+
+    places = {frame.place for frame in stack.frames}
+    archives = {place.path for place in places}
+    if len(archives) > 1:
+        return shown(Path(os.path.commonpath([path.parent for path in archives])))
+    (path,) = archives
+    members = [place.member for place in places]
+    inside = members[0] if len(members) == 1 else os.path.commonpath([os.path.dirname(one) or "" for one in members])
+    return f"{shown(path)}!{inside}" if any(members) else shown(path)
 
 
 def other(path: Path, deep: bool) -> tuple[dict[str, Any], str]:
-    """A scan of another format: for a program, its name a digest of how it begins; and what is said to a person."""
+    """A scan of another format: for a program, its name a digest of how it begins; and the detail for a person."""
     from medlight.scans.files import nameless, shown
     from medlight.scans.headers import facts
 
@@ -103,7 +160,7 @@ def other(path: Path, deep: bool) -> tuple[dict[str, Any], str]:
     entry = {"id": f"file-{begins}", "series_uid": "", "modality": "", "files": 1, **found}
     told = found["detail"].removeprefix(f"{shown(path)}: ")
     entry["detail"] = nameless(told, path)
-    return entry, f"{shown(path)}: {told}".removesuffix(": ")
+    return entry, told
 
 
 def _show(rows: Sequence[Sequence[str]], passed_over: int) -> None:

@@ -36,9 +36,9 @@ def test_a_good_tree_exits_with_0(tmp_path, capsys):
     assert check(tmp_path) == 0
     said = capsys.readouterr()
     head, *lines = rows(said.out)
-    assert head == ["case", "modality", "files", "shape", "spacing", "orientation", "verdict", "detail"]
+    assert head == ["case", "modality", "files", "shape", "spacing", "orientation", "verdict", "detail", "where"]
     (volume,) = [line for line in lines if line[1] == "CT"]
-    assert volume[1:] == ["CT", "6", "12x10x6", "0.75x1.5x2.5", "LPS", "ok", ""]
+    assert volume[1:] == ["CT", "6", "12x10x6", "0.75x1.5x2.5", "LPS", "ok", "", f"{tmp_path / 'a'}"]
     assert said.err == "2 ok; 1 other files passed over\n"
 
 
@@ -84,12 +84,79 @@ def test_a_mend_makes_what_it_mends_ok(tmp_path, capsys, datasets, mend, code):
     assert (mend in capsys.readouterr().out) == (code == 0)
 
 
+def test_it_says_where_a_series_lies_and_what_mends_it(tmp_path, capsys, monkeypatch):
+    """For a person only: file names may be patients'."""
+    monkeypatch.chdir(tmp_path)
+    fake.write(fake.without(fake.series(Grid(shape=(10, 12, 9))), 4), tmp_path / "in" / "a")
+    fake.write(fake.radiograph(), tmp_path / "one")
+    fake.zipped(tmp_path / "in", tmp_path / "in.zip")
+    assert check(tmp_path / "in", tmp_path / "in.zip", "--json", "v.json") == 1
+    gap, copy = rows(capsys.readouterr().out)[1:]
+    assert gap[7].endswith("1 slice is missing; --on gap=interpolate mends it")
+    assert (gap[8], copy[8]) == ("in/a", "in.zip!a")
+    assert "in" not in [entry.get("where") for entry in json.loads((tmp_path / "v.json").read_text())]
+    assert check(tmp_path / "one") == 0
+    (alone,) = rows(capsys.readouterr().out)[1:]
+    assert Path(alone[8]).is_file()
+
+
+def test_a_mended_row_says_what_will_be_read(tmp_path, capsys):
+    from medlight.scans import read
+    from medlight.scans.dicom.mend import Mends
+
+    made = {
+        "gap=interpolate": fake.without(fake.series(Grid(shape=(10, 12, 9))), 4),
+        "uneven=resample": fake.uneven(),
+        "tilt=deskew": fake.tilted(),
+        "duplicate=first": fake.doubled(fake.series()),
+    }
+    for mend, datasets in made.items():
+        folder = fake.write(datasets, tmp_path / mend)
+        capsys.readouterr()
+        assert check(tmp_path / mend, "--on", mend, "--json", tmp_path / "v.json") == 0, folder
+        (row,) = rows(capsys.readouterr().out)[1:]
+        (entry,) = json.loads((tmp_path / "v.json").read_text())
+        volume = read(tmp_path / mend, Mends.parse([mend]))
+        assert entry["shape"] == list(volume.shape)
+        assert np.allclose(entry["spacing_mm"], volume.spacing, atol=1e-5)
+        assert (row[6], row[7].partition(": ")[0]) == ("ok", mend)
+
+
+def test_a_split_series_is_a_row_for_each_piece(tmp_path, capsys):
+    fake.write(fake.without(fake.series(Grid(shape=(10, 12, 9))), 1), tmp_path / "a")
+    assert check(tmp_path, "--on", "gap=split") == 1
+    first, second = rows(capsys.readouterr().out)[1:]
+    assert (first[3], first[6]) == ("12x10x1", "not-a-volume")
+    assert (second[3], second[6]) == ("12x10x7", "ok")
+    assert second[7] == "gap=split: piece 2 of 2: slices 2 to 8"
+
+
+def test_a_mend_that_leaves_a_fault_does_not_make_it_ok(tmp_path, capsys):
+    tilted = fake.without(fake.tilted(grid=Grid(shape=(10, 12, 9))), 4)
+    fake.write(tilted, tmp_path / "a")
+    assert check(tmp_path, "--on", "gap=interpolate") == 1
+    (row,) = rows(capsys.readouterr().out)[1:]
+    assert row[6] != "ok"
+    assert "--on tilt=deskew mends it" in row[7]
+    assert check(tmp_path, "--on", "gap=interpolate", "--on", "tilt=deskew") == 0
+
+
+def test_the_shape_and_spacing_of_real_series_once_mended(data_root, capsys):
+    failing = data_root / "dicom" / "failing"
+    assert check(failing / "sliceincrement" / "001", "--on", "gap=interpolate") == 0
+    (row,) = rows(capsys.readouterr().out)[1:]
+    assert row[3] == "512x512x5"
+    assert row[4].endswith("x5")
+    assert check(failing / "gantrytilting", "--on", "tilt=deskew") == 0
+    assert ["512x521x4", "4.851"] in [[row[3], row[4].split("x")[2]] for row in rows(capsys.readouterr().out)[1:]]
+
+
 def test_other_formats_are_rows_too(tmp_path, capsys):
     nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.float32), np.diag([-1, -2, 3, 1])), tmp_path / "Zyzzyva.nii.gz")
     assert check(tmp_path, "--json", tmp_path / "v.json") == 0
     (line,) = rows(capsys.readouterr().out)[1:]
     assert line[3:7] == ["3x4x5", "1x2x3", "LPS", "ok"]
-    assert line[7].endswith("Zyzzyva.nii.gz")
+    assert line[8].endswith("Zyzzyva.nii.gz")
     text = (tmp_path / "v.json").read_text()
     assert "Zyzzyva" not in text
     assert set(json.loads(text)[0]) == KEYS

@@ -15,14 +15,13 @@ from medlight.scans.dicom.frames import ChannelKey, Frame, Place, Stack
 from medlight.scans.dicom.geometry import affine, continues
 from medlight.scans.dicom.group import stacks
 from medlight.scans.dicom.header import Header, frames_of, header_of, parse
-from medlight.scans.dicom.mend import Mends, mend_array, mended_frames
+from medlight.scans.dicom.mend import MENDS, Mends, mend_array, mended_frames
 from medlight.scans.dicom.opened import Opened, opened
 from medlight.scans.dicom.tree import objects
 from medlight.scans.files import shown
 from medlight.scans.volume import Channel, Volume
 
 _COLOURS = ("red", "green", "blue")
-_MENDS = {"gap": "interpolate", "uneven": "resample", "tilt": "deskew", "duplicate": "first"}
 _NO_MENDS = Mends()
 
 
@@ -144,7 +143,7 @@ def _accepted(stack: Stack, mends: Mends, where: str) -> Stack:
     status, detail = pieces[0].verdict.status, pieces[0].verdict.told
     if mends.covers(status):
         return pieces[0]
-    hint = f"; --on {status}={_MENDS[status]} mends it" if status in _MENDS else ""
+    hint = f"; --on {status}={MENDS[status]} mends it" if status in MENDS else ""
     raise MedlightError(f"{where}: {stack.id}: {status}: {detail}{hint}")
 
 

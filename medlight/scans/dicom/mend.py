@@ -17,9 +17,11 @@ from medlight.config import nearest
 from medlight.errors import MedlightError, UsageError
 from medlight.scans.dicom.frames import Frame, Stack, Status, Verdict
 from medlight.scans.dicom.geometry import SAME_MM, slice_positions, verdict
-from medlight.scans.dicom.reslice import Array, Slices, counted, reslice, widened
+from medlight.scans.dicom.geometry import affine as affine_of
+from medlight.scans.dicom.reslice import Array, Floats, Slices, counted, reslice, widened
 from medlight.scans.grid import Affine
 
+MENDS: dict[Status, str] = {"gap": "interpolate", "uneven": "resample", "tilt": "deskew", "duplicate": "first"}
 _AFTER_DECODING: dict[Status, str] = {"gap": "interpolate", "uneven": "resample", "tilt": "deskew"}
 _AIR = -1024.0  # HU, what scanners write where there is nothing
 _MOST_WIDENED = 4  # times the area of a slice: a lean that needs more is no gantry's
@@ -95,10 +97,35 @@ def mend_array(array: Array, affine: Affine, stack: Stack, mends: Mends) -> tupl
     are -1024 in CT, else the lowest value there is. Raises MedlightError where another fault is left that ``mends``
     says nothing of, or more would be made up than was scanned.
     """
-    notes = list(stack.facts.get("mended", []))
     if stack.verdict.status == "ok":
-        return array, affine, notes
+        return array, affine, list(stack.facts.get("mended", []))
     now = Slices.of(stack.frames[: array.shape[3]], affine)
+    then, _, _, notes = _planned(stack, now, array.shape[1:3], mends)
+    made, placed = reslice(array, now, then, _nothing(array, stack.modality))
+    return made, placed, notes
+
+
+def mended_header(stack: Stack, mends: Mends) -> tuple[tuple[int, int, int], Affine, list[str]]:
+    """Say what ``mend_array`` would make of a stack, from its headers alone: no pixel is decoded.
+
+    Returns the shape ``(I, J, K)``, the affine to RAS+ and the notes. Raises MedlightError where it would.
+    """
+    frames = stack.frames[: len(stack.frames) // len(stack.channels)]
+    rows, columns = frames[0].shape
+    placed = affine_of(frames)
+    if stack.verdict.status == "ok":
+        return (columns, rows, len(frames)), placed, list(stack.facts.get("mended", []))
+    then, low, size, notes = _planned(stack, Slices.of(frames, placed), (columns, rows), mends)
+    placed = then.affine
+    placed[:3, 3] += then.basis[:, :2] @ low
+    return (*size, len(then.heights)), placed, notes
+
+
+def _planned(
+    stack: Stack, now: Slices, shape: tuple[int, ...], mends: Mends
+) -> tuple[Slices, Floats, tuple[int, int], list[str]]:
+    """Return where slices are to lie, the lowest shift and the size of their planes, and a note for each mend."""
+    notes = list(stack.facts.get("mended", []))
     then, done = now, set[Status]()
     while (judged := verdict(then.frames(stack.frames[0]))).status != "ok":
         if judged.status in done or not mends.covers(judged.status):
@@ -106,12 +133,11 @@ def mend_array(array: Array, affine: Affine, stack: Stack, mends: Mends) -> tupl
         done.add(judged.status)
         then, note = _mended(judged.status, then, stack)
         notes.append(note)
-    *_, size = widened(now, then, array.shape[1:3])
-    if size[0] * size[1] > _MOST_WIDENED * array.shape[1] * array.shape[2]:
+    _, low, size = widened(now, then, shape)
+    if size[0] * size[1] > _MOST_WIDENED * shape[0] * shape[1]:
         said = f"its slices lie so far beside each other that {size[0]}x{size[1]} voxels would hold them"
         raise MedlightError(f"{stack.id}: {said} ({now.tilt:.1f} degrees); leave it out")
-    made, placed = reslice(array, now, then, _nothing(array, stack.modality))
-    return made, placed, notes
+    return then, low, size, notes
 
 
 def _mended(status: Status, slices: Slices, stack: Stack) -> tuple[Slices, str]:
