@@ -155,6 +155,7 @@ def main() -> None:
         found = measured(folder)
         volume = SIDE * SIDE * args.slices * 4
     report = {
+        "command": " ".join(["python", *sys.argv]),
         "what": "peak resident memory of medlight data prepare on one CT with a label map",
         "format": args.format,
         "voxels": [SIDE, SIDE, args.slices],
