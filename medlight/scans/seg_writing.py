@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,11 +15,12 @@ import numpy.typing as npt
 from medlight.errors import MedlightError
 from medlight.scans.files import replacing, shown
 from medlight.scans.orientation import Affine, orientation, reorient
+from medlight.scans.regions import Grid
 from medlight.scans.volume import Volume
 
 if TYPE_CHECKING:
     from medlight.prepare.case import Label
-    from medlight.scans.dicom.frames import Frame
+    from medlight.scans.dicom.frames import Frame, Stack
 
 Array = npt.NDArray[Any]
 Code = tuple[str, str, str]
@@ -40,7 +44,8 @@ _MAYBE_EMPTY = _words(
     "PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber "
     "ReferringPhysicianName"
 )
-_SAME_PLACE = 0.1  # voxels
+_MOST_LABELS = 255  # more different values than these are an image's
+_MENDED = ("gap", "uneven", "tilt", "duplicate")  # verdicts of series whose image may lie on a grid made by a mend
 _TISSUE: Code = ("85756007", "SCT", "Tissue")
 _ABNORMAL: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
 _ANATOMY: Code = ("91723000", "SCT", "Anatomical Structure")
@@ -55,21 +60,57 @@ def write_seg(
 ) -> None:
     """Write a label map as a DICOM-SEG that refers to the images it was made of; empty frames are left out.
 
-    mask: ``(1, I, J, K)``, whole numbers, 0 is none, on the grid of one series of ``source`` (axes in any order), or on
-    another grid in the same patient coordinates, at right angles. source: the series' folder, file or zip; its headers
-    are read again here, for the patient and the study that the standard asks for. labels: names, colours and coded
-    terms; a value that none names is called ``label 3``, and one without a code is coded as tissue. made: by an
-    algorithm or by hand, for Segment Algorithm Type.
+    mask: ``(1, I, J, K)``, whole numbers from 0, which is none, to 65535, at most 255 different ones, on the grid of
+    one series of ``source`` (axes in any order); of a series that has to be mended, also on another grid in the same
+    patient coordinates, at right angles. source: the series' folder, file or zip; its headers are read again here, for
+    the patient and the study that the standard asks for. labels: names, colours and coded terms; a value that none
+    names is called ``label 3``, and one without a code is coded as tissue. made: by an algorithm or by hand, for
+    Segment Algorithm Type.
 
     The file is a binary segmentation, its segment numbers the label values, where these run from 1 to N; else a label
-    map segmentation, which keeps any values. Raises MedlightError where the mask isn't a label map, lies on no series
-    of the source, or the source lacks what a segmentation must refer to.
+    map segmentation, which keeps any values. Warnings of the libraries are kept silent: they quote the patient's name.
+    Raises MedlightError where the mask isn't a label map, lies on no series of the source, or the source lacks what a
+    segmentation must refer to.
     """
     path, out = Path(source), Path(out)
     if out.suffix.lower() != ".dcm":
         raise MedlightError(f"{shown(out)}: a DICOM-SEG is called .dcm; rename it")
-    if len(mask.array) != 1 or mask.array.dtype.kind not in "biu" or mask.array.min() < 0:
-        raise MedlightError(f"{shown(out)}: a segmentation is written from one channel of whole numbers from 0")
+    fault = label_fault(mask.array)
+    if fault:
+        raise MedlightError(f"{shown(out)}: {fault}")
+    with _silent():
+        _write(mask, path, out, labels, made)
+
+
+def label_fault(array: Array) -> str:
+    """Say in one sentence why ``(C, I, J, K)`` voxels are no label map; empty where they are one."""
+    if len(array) != 1 or array.dtype.kind not in "biu":
+        return f"a segmentation is written from one channel of whole numbers, not {len(array)} of {array.dtype}"
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if low < 0 or high > np.iinfo(np.uint16).max:
+        return f"a segmentation is written from values of 0 to 65535; {low if low < 0 else high} is no label"
+    count = int(np.count_nonzero(np.unique(array)))
+    return f"{count} different values are an image's, not a label map's; give the mask" if count > _MOST_LABELS else ""
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let highdicom and pydicom say nothing: what they warn of is quoted, and may be the patient's name."""
+    loggers = [logging.getLogger(name) for name in ("highdicom", "pydicom")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _write(mask: Volume, path: Path, out: Path, labels: Sequence[Label], made: Literal["automatic", "manual"]) -> None:
+    """Write a label map that is one; see `write_seg`."""
     frames, affine = _source_of(mask, path)
     turned, moved = reorient(mask.array[0], mask.affine, orientation(affine))
     images = _headers(frames)
@@ -90,31 +131,65 @@ def _source_of(mask: Volume, path: Path) -> tuple[tuple[Frame, ...], Affine]:
     from medlight.scans.dicom.geometry import affine as affine_of
     from medlight.scans.dicom.survey import survey
 
-    found = []
+    found: list[tuple[Stack, tuple[Frame, ...], Affine]] = []
     for stack in survey([path]).stacks:
         alike = stack.verdict.status not in ("unreadable", "mixed-orientation", "mixed-shape", "not-a-volume")
         if stack.kind == "image" and (alike or len(stack.frames) == 1):
             frames = stack.frames[: len(stack.frames) // len(stack.channels)]
-            found.append((frames, affine_of(frames)))
+            found.append((stack, frames, affine_of(frames)))
     if not found:
         raise MedlightError(f"{shown(path)}: holds no image that a segmentation could be made of; give its series")
-    if len(found) > 1:
-        turned = ((reorient(mask.array[0], mask.affine, orientation(affine)), f, affine) for f, affine in found)
-        fits = [_same_grid(array.shape, moved, frames, affine) for (array, moved), frames, affine in turned]
-        found = [entry for entry, fit in zip(found, fits, strict=True) if fit] or found
-    if len(found) > 1:
-        raise MedlightError(f"{shown(path)}: {len(found)} series could be what the mask was made of; give the one")
-    return found[0]
+    turned = [reorient(mask.array[0], mask.affine, orientation(affine)) for _, _, affine in found]
+    fits = [
+        _same_grid(array.shape, moved, f, affine) for (array, moved), (_, f, affine) in zip(turned, found, strict=True)
+    ]
+    fitting = [entry for entry, fit in zip(found, fits, strict=True) if fit] or found
+    if len(fitting) > 1:
+        raise MedlightError(f"{shown(path)}: {len(fitting)} series could be what the mask was made of; give the one")
+    stack, frames, affine = fitting[0]
+    if not any(fits):
+        array, moved = turned[0]
+        _check_elsewhere(array.shape, moved, stack, frames, affine, shown(path))
+    return frames, affine
+
+
+def _grid_of(frames: Sequence[Frame], affine: Affine) -> Grid:
+    rows, columns = frames[0].shape
+    return Grid((columns, rows, len(frames)), affine)
+
+
+def _corners(shape: tuple[int, ...], affine: Affine) -> npt.NDArray[np.float64]:
+    """The centres of the voxels at the corners, ``(8, 3)`` in RAS+ millimetres."""
+    ends = [(0, size - 1) for size in shape]
+    corners = np.array([(i, j, k, 1) for i in ends[0] for j in ends[1] for k in ends[2]], float)
+    return np.asarray((corners @ affine.T)[:, :3])
 
 
 def _same_grid(shape: tuple[int, ...], affine: Affine, frames: Sequence[Frame], other: Affine) -> bool:
     """Whether voxels are the source's pixels: of the same number, in the same place if the source has one."""
-    rows, columns = frames[0].shape
-    if shape != (columns, rows, len(frames)) or frames[0].position is None:
-        return shape == (columns, rows, len(frames))
-    corners = np.array([(i, j, k, 1) for i in (0, columns - 1) for j in (0, rows - 1) for k in (0, len(frames) - 1)])
-    apart = np.linalg.inv(other) @ affine - np.eye(4)
-    return bool(np.abs(corners @ apart[:3].T).max() < _SAME_PLACE)
+    grid = _grid_of(frames, other)
+    if shape != grid.shape or frames[0].position is None:
+        return shape == grid.shape
+    apart = grid.voxels(_corners(shape, affine)) - grid.voxels(_corners(shape, other))
+    return bool((np.abs(apart) <= grid.slack).all())
+
+
+def _check_elsewhere(
+    shape: tuple[int, ...], affine: Affine, stack: Stack, frames: Sequence[Frame], other: Affine, title: str
+) -> None:
+    """Refuse a mask on another grid than the series', unless a mend of the series may have made that grid there."""
+    grid = _grid_of(frames, other)
+    mine, its = _corners(shape, affine), _corners(grid.shape, other)
+    middle, edge = mine.mean(axis=0), float(np.linalg.norm(other[:3, :3], axis=0).max())
+    inside = bool(((its.min(axis=0) - edge <= middle) & (middle <= its.max(axis=0) + edge)).all())
+    if stack.verdict.status in _MENDED and inside:
+        return
+    sizes = ["x".join(map(str, size)) for size in (shape, grid.shape)]
+    far = float(np.linalg.norm(mine - its, axis=1).max())
+    raise MedlightError(
+        f"{title}: the mask has {sizes[0]} voxels and the series {sizes[1]}, with corners up to {far:.4g} mm apart; "
+        "give the series that the mask was drawn on, or bring the mask onto its grid"
+    )
 
 
 def _headers(frames: Sequence[Frame]) -> list[Any]:
@@ -180,11 +255,11 @@ def _segmentation(
 
     numbered = list(described) == list(range(1, len(described) + 1))
     pixels, images = _pixels(array, affine, frames, images)
-    return Segmentation(
+    dataset = Segmentation(
         source_images=images,
         pixel_array=pixels,
         segmentation_type="BINARY" if numbered else "LABELMAP",
-        transfer_syntax_uid=ExplicitVRLittleEndian if numbered else RLELossless,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
         segment_descriptions=[_description(value, label, made) for value, label in described.items()],
         series_instance_uid=UID(),
         series_number=1000 + int(images[0].get("SeriesNumber") or 0) % 100_000,
@@ -199,6 +274,9 @@ def _segmentation(
         specific_character_set="ISO_IR 192",
         omit_empty_frames=True,
     )
+    if not numbered:  # not by highdicom, which takes gdcm's encoder: that ends the process for an odd number of pixels
+        dataset.compress(RLELossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    return dataset
 
 
 def _pixels(array: Array, affine: Affine, frames: Sequence[Frame] | None, images: list[Any]) -> tuple[Any, list[Any]]:

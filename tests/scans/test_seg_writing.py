@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_a_tilted_series_keeps_its_slices(tmp_path: Path) -> None:
 
 def test_a_mask_on_another_grid_has_its_own_frames(tmp_path: Path) -> None:
     """As after a mend that resamples: between the source's slices and of another size."""
-    source = fake.write(fake.series(fake.Grid()), tmp_path / "ct")
+    source = fake.write(fake.without(fake.series(fake.Grid()), 2), tmp_path / "ct")
     other = fake.Grid(shape=(14, 15, 9), step=1.7, origin=(-21.0, -31.5, 40.0))
     mask = mask_of(other)
     write_seg(mask, source, tmp_path / "seg.dcm", [LIVER, TUMOUR])
@@ -306,6 +307,68 @@ def test_wrong_calls_are_named_and_leave_nothing(tmp_path: Path) -> None:
         write_seg(mask, tmp_path / "bad", tmp_path / "seg.dcm", [LIVER, TUMOUR])
     assert "Zyzzyva" not in str(caught.value)
     assert sorted(p for p in tmp_path.rglob("*") if not {"sr", "bad"} & set(p.parts)) == before
+
+
+@pytest.mark.parametrize(
+    ("grid", "told"),
+    [
+        (fake.Grid(origin=(-20.0, -30.5, 43.0)), "12x10x6 voxels and the series 12x10x6"),
+        (fake.Grid(shape=(10, 12, 5)), "12x10x5 voxels and the series 12x10x6"),
+        (fake.Grid(shape=(14, 15, 9), step=1.7), "15x14x9 voxels and the series 12x10x6"),
+    ],
+)
+def test_a_mask_of_another_grid_is_refused(tmp_path: Path, grid: fake.Grid, told: str) -> None:
+    source = fake.write(fake.series(fake.Grid()), tmp_path / "ct")
+    with pytest.raises(MedlightError, match=f"ct: the mask has {told}, with corners up to .* mm apart"):
+        write_seg(mask_of(grid), source, tmp_path / "seg.dcm", [LIVER, TUMOUR])
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_a_mask_elsewhere_than_a_series_to_be_mended_is_refused(tmp_path: Path) -> None:
+    source = fake.write(fake.without(fake.series(), 2), tmp_path / "ct")
+    with pytest.raises(MedlightError, match="mm apart"):
+        write_seg(mask_of(fake.Grid(origin=(400.0, 0.0, 0.0))), source, tmp_path / "seg.dcm", [LIVER, TUMOUR])
+
+
+@pytest.mark.parametrize("shape", [(35, 51, 5), (7, 9, 5), (1, 3, 5)])
+@pytest.mark.parametrize("values", [(0, 3, 7), (0, 3, 700)])
+def test_slices_of_an_odd_number_of_pixels(tmp_path: Path, shape: tuple[int, int, int], values: tuple) -> None:
+    """gdcm's encoder of run lengths ends the process for these."""
+    grid = fake.Grid(shape=shape)
+    source = fake.write(fake.series(grid), tmp_path / "ct")
+    drawn = mask_of(grid, share=0.6)
+    mask = Volume(np.array(values, np.uint16)[drawn.array], drawn.affine)
+    write_seg(mask, source, tmp_path / "seg.dcm", [])
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert dataset.file_meta.TransferSyntaxUID == pydicom.uid.RLELossless
+    assert np.array_equal(by_pydicom(tmp_path / "seg.dcm", mask), mask.array[0])
+
+
+def test_an_image_is_no_label_map(tmp_path: Path) -> None:
+    grid = fake.Grid()
+    source = fake.write(fake.series(grid), tmp_path / "ct")
+    affine, count = fake.truth(grid)[1], 12 * 10 * 6
+    for values, told in (
+        (np.arange(count), "719 different values are an image's"),
+        (np.arange(count) % 300 - 1, "-1 is no label"),
+        (np.arange(count) % 2 * 70000, "70000 is no label"),
+        (np.arange(count) * 0.5, "one channel of whole numbers, not 1 of float64"),
+    ):
+        with pytest.raises(MedlightError, match=told):
+            write_seg(Volume(values.reshape(1, 12, 10, 6), affine), source, tmp_path / "seg.dcm", [])
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_nothing_of_the_patient_is_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    grid = fake.Grid()
+    images = fake.series(grid, PatientName="Zyzzyva", ReferringPhysicianName="Zyzzyva", PatientID="Zyzzyva " * 9)
+    source = fake.write(images, tmp_path / "ct")
+    caplog.clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        write_seg(mask_of(grid), source, tmp_path / "seg.dcm", [LIVER, TUMOUR])
+    assert [*said, *caplog.records] == []
+    assert pydicom.dcmread(tmp_path / "seg.dcm").PatientName == "Zyzzyva"
 
 
 def test_a_real_series_and_its_liver(data_root: Path, tmp_path: Path) -> None:
