@@ -76,13 +76,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen action."""
-    overrides = parse_overrides(args.overrides)
-    ready(args.json)
     if args.action == "prepare":
+        overrides = parse_overrides(args.overrides)
+        ready(args.json)
         return _prepare(args, overrides)
-    if overrides:
-        raise UsageError(f"--{overrides[0][0]}: not an option of data {args.action}")
+    if args.overrides:
+        raise UsageError(_too_much(args.overrides[0], args))
+    ready(args.json)
     return int(_ON_SCANS[args.action].run(args)) if args.action in _ON_SCANS else _download(args)
+
+
+def _too_much(word: str, args: argparse.Namespace) -> str:
+    """What is wrong with a word that an action without overrides has no place for."""
+    usage = f"see medlight data {args.action} --help"
+    if word.startswith("-"):
+        return f"{word.partition('=')[0]}: not an option of data {args.action}; {usage}"
+    fault, equals, _ = word.partition("=")
+    if equals and fault in ("gap", "uneven", "tilt", "duplicate") and "on" in args:
+        return f"{word}: each mend takes an --on of its own; write --on {word}"
+    return f"{word}: one word too many for data {args.action}; {usage}"
 
 
 def _prepare(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import re
@@ -25,6 +27,7 @@ COMMANDS = {
     "predict": "run a bundle on scans",
     "ui": "start the MLflow UI on this folder's runs",
 }
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 EXAMPLE = """\
 example:
   medlight doctor
@@ -60,8 +63,16 @@ def options(parser: argparse.ArgumentParser) -> set[str]:
     return flags
 
 
+def _asked(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the action that is asked for, where the command has actions."""
+    word = next((text for text in arguments if not text.startswith("-")), "")
+    actions = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return next((action.choices[word] for action in actions if word in action.choices), parser)
+
+
 def misspelled(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> str | None:
     """What is wrong with a flag that is nearly one of the parser's, before it is taken for a key of a configuration."""
+    parser = _asked(parser, arguments)
     known = options(parser)
     for name in (text.split("=")[0] for text in arguments if text.startswith("--")):
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
@@ -121,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(command=chosen.command, debug=chosen.debug)
     wrong = misspelled(parser, arguments[split + 1 :])
     if wrong:
-        print(f"{parser.prog}: {wrong}", file=sys.stderr)
+        print(f"{_asked(parser, arguments[split + 1 :]).prog}: {wrong}", file=sys.stderr)
         return 2
     args, overrides = parser.parse_known_args(arguments[split + 1 :])
     if overrides and not getattr(module, "TAKES_OVERRIDES", False):
@@ -133,24 +144,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(module: object, args: argparse.Namespace) -> int:
     try:
         code = module.run(args)  # type: ignore[attr-defined]
+        sys.stdout.flush()  # else a full disk is met at the very end, with a traceback
     except MedlightError as error:
         if args.debug:
             raise
         print(f"medlight {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except KeyboardInterrupt:
         print(f"medlight {args.command}: interrupted", file=sys.stderr)
         return 1
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            _drop_output()
         if args.debug:
             raise
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"medlight {args.command}: {text} (--debug shows where)", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            where = error.filename or "the output"
+            text = f"{where}: can't be written ({error.strerror}); make room, or write elsewhere"
+        else:
+            text = " ".join(f"{type(error).__name__}: {error}".split()) + " (--debug shows where)"
+        print(f"medlight {args.command}: {text}", file=sys.stderr)
         return 1
     return int(code or 0)
+
+
+def _drop_output() -> None:
+    """What is left of standard output goes nowhere: else Python tries to write it once more as it ends."""
+    with contextlib.suppress(OSError, ValueError):  # a test's stream is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,8 @@ def test_an_unknown_argument_is_a_wrong_call(capsys: pytest.CaptureFixture[str])
         (["data", "prepar"], "prepare"),
         (["data", "prepare", "-c", "fit.yaml", "--worker", "1"], "--workers"),
         (["compare", "x", "--htm", "y"], "--html"),
+        (["data", "check", "x", "--depe"], "--deep"),
+        (["data", "check", "x", "--dep"], "--deep"),
     ],
 )
 def test_a_misspelled_flag_names_the_nearest(call: list[str], meant: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,3 +70,42 @@ def test_a_misspelled_flag_names_the_nearest(call: list[str], meant: str, capsys
     said = capsys.readouterr().err
     assert f"did you mean '{meant}'" in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (["check", "in", "--on", "gap=interpolate", "tilt=deskew"], "write --on tilt=deskew"),
+        (["info", "in", "in"], "in: one word too many for data info; see medlight data info --help"),
+        (["deidentify", "a", "b", "out"], "out: one word too many for data deidentify"),
+        (["check", "in", "--depe"], "'--deep'?); see medlight data check --help"),
+        (["check", "in", "--zyzzyva=3"], "--zyzzyva: not an option of data check"),
+        (["info", "in", "--data.x=3"], "--data.x: not an option of data info"),
+    ],
+)
+def test_an_action_without_overrides_speaks_of_none(
+    call: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", *call]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "override" not in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is full")
+@pytest.mark.parametrize("target", [["--json", "/dev/full"], ["--json", "-"], []])
+def test_a_full_disk_is_one_line(target: list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"")
+    with open("/dev/full", "w") as full:
+        said = subprocess.run(
+            [sys.executable, "-m", "medlight", "data", "check", str(tmp_path), *target],
+            stdout=full if "/dev/full" not in target else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert said.returncode == 1
+    assert "No space left on device" in said.stderr.splitlines()[-1]
+    assert "Traceback" not in said.stderr
+    assert "Exception ignored" not in said.stderr
