@@ -63,6 +63,7 @@ class Frame:
     thickness: of the slice, None where not said. tilt_tag: Gantry/Detector Tilt (0018,1120); geometry decides.
     interval: Spacing Between Slices (0018,0088), believed where positions leave a doubt only.
     moments: what may tell volumes in time apart, in the order of ``MOMENTS``; None where not said.
+    colours: values a pixel once decoded, 3 where it is coloured.
     variant: what tells pictures of one place apart that are no channels of one volume: image type, kernel, stack.
     """
 
@@ -82,6 +83,7 @@ class Frame:
     interval: float | None = None
     moments: tuple[float | None, ...] = ()
     variant: str = ""
+    colours: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,13 @@ def _base(dataset: Dataset, place: Place) -> Frame:
         interval=perhaps(dataset, TAG.SpacingBetweenSlices) or None,
         moments=moments(dataset, is_mr),
         variant=sys.intern("\\".join((text(dataset, TAG.ImageType).upper(), text(dataset, TAG.ConvolutionKernel)))),
+        colours=3 if _is_coloured(dataset) else 1,
     )
+
+
+def _is_coloured(dataset: Dataset) -> bool:
+    palette = text(dataset, TAG.PhotometricInterpretation).upper() == "PALETTE COLOR"
+    return palette or perhaps(dataset, TAG.SamplesPerPixel) == 3
 
 
 def _spacing(dataset: Dataset) -> tuple[float, float] | None:

@@ -195,8 +195,9 @@ def row(entry: dict[str, Any], told: str) -> tuple[str, ...]:
 def as_json(stack: Stack) -> dict[str, Any]:
     """A stack for a program: numbers and codes, no file's name. What makes no sense for its verdict is empty.
 
-    orientation: where the axes point in the patient (``LPS``: left, posterior, superior). spacing_mm: along the slices
-    the usual step where steps differ, and none where there are no steps.
+    channels: of the volume as it is read, three for colour. orientation: where the axes point in the patient
+    (``LPS``: left, posterior, superior). spacing_mm: along the slices the usual step where steps differ, and none where
+    there are no steps.
     """
     first = stack.frames[0]
     slices = len(stack.frames) // len(stack.channels)
@@ -207,7 +208,7 @@ def as_json(stack: Stack) -> dict[str, Any]:
         "modality": stack.modality,
         "files": len({frame.place for frame in stack.frames}),
         "shape": [first.shape[1], first.shape[0], slices] if is_image else [],
-        "channels": len(stack.channels),
+        "channels": len(stack.channels) * (first.colours if is_image else 1),
         "spacing_mm": _spacing(stack, slices) if is_image else [],
         "orientation": _orientation(stack, slices) if is_image else "",
         "status": stack.verdict.status,

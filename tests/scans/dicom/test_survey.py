@@ -224,6 +224,20 @@ def corners(place: np.ndarray, shape) -> np.ndarray:
     return found[np.lexsort(np.round(found, 2).T)]
 
 
+def test_colours_are_channels(tmp_path):
+    """As they are of a NIfTI file in colour, and of the volume that is read."""
+    from medlight.scans import read
+
+    coloured = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
+    made = fake.radiograph(**coloured, BitsAllocated=8, BitsStored=8, HighBit=7, PixelData=bytes(20 * 16 * 3))
+    made["PixelData"].VR = "OB"
+    path = fake.save(made, tmp_path / "a.dcm")
+    (stack,) = survey([path]).stacks
+    assert as_json(stack)["shape"] == [16, 20, 1]
+    assert as_json(stack)["channels"] == len(read(path).array) == 3
+    assert table([stack])[0][3] == "16x20x1x3"
+
+
 def test_a_whole_head_is_ok(data_root):
     (stack,) = survey([data_root / "dicom" / "datalad_structural"]).stacks
     told = as_json(stack)
