@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +27,8 @@ example:
   medlight predict RUN_ID dicom/series out --on gap=interpolate
 
 For each scan, OUT gets NAME.nii.gz (a label map in the scan's own geometry) and NAME.png (prediction filled, truth
-outlined); NAME is the file's, of a DICOM series its folder's. What was predicted before from the same files with the
-same bundle is not done again."""
+outlined). NAME is the file's, or the manifest's id; DICOM goes by its content (case-...), as in a fit. What was predicted
+before from the same files with the same bundle is not done again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from medlight.cli.progress import bar
     from medlight.deploy.runtime import Predictor
     from medlight.deploy.runtime.files import Journal, predict_item
+    from medlight.scans.files import nameless
 
     say = sys.stderr if args.json == "-" else sys.stdout
     check_threads(args.threads)
@@ -75,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
             except (MedlightError, OSError) as error:
                 failed.append({"name": item.name, "error": " ".join(str(error).split())})
             progress(number + 1, len(items))
-    _show(args, bundle, results, failed, say)
+    _show(args, items, results, failed, say)
+    for failure in failed:  # a file's name may be a patient's: it is shown, and not kept
+        source = next(item for item in items if item.name == failure["name"])
+        for path in [*source.images.values(), *([source.truth] if source.truth else [])]:
+            failure["error"] = nameless(failure["error"], path)
     content = {"bundle": str(bundle.root), "runtime": predictor.runtime, "cases": results, "failed": failed}
     _write(args.json, content)
     return 1 if failed else 0
@@ -147,9 +154,10 @@ def _items(args: argparse.Namespace) -> list[Item]:
         raise UsageError(f"{args.out}: {len(inputs)} scans need a folder to be written to")
     if args.truth and args.truth.is_file() and len(inputs) > 1:
         raise UsageError(f"--truth {args.truth}: {len(inputs)} scans need a folder of label maps")
-    for name, images, own_truth in inputs:
+    for called, images, own_truth in inputs:
+        name = _nameless(called, images, args.source, found)
         output = args.out if one_file else args.out / f"{name}.nii.gz"
-        item = Item(name, images, output, _truth(args.truth, name) or own_truth)
+        item = Item(name, images, output, _truth(args.truth, called) or own_truth)
         if name in found:
             both = f"{next(iter(found[name].images.values()))} and {next(iter(images.values()))}"
             raise UsageError(f"{both} have the same name, so would their outputs; mend: rename one")
@@ -163,6 +171,23 @@ def _items(args: argparse.Namespace) -> list[Item]:
         for series in filter(Path.is_dir, item.images.values()):
             apart(series, item.output)
     return list(found.values())
+
+
+def _nameless(called: str, images: dict[str, Path], source: Path, others: Container[str]) -> str:
+    """What a scan's outputs are called: as its file is, or as the manifest says; DICOM by its content, as in a fit.
+
+    The name of a DICOM folder is a patient's as a rule: it is shown in the terminal and stored nowhere.
+    """
+    from medlight.prepare.contents import sha256
+    from medlight.prepare.digests import content_digest
+    from medlight.scans.read import format_of
+
+    (contrast, image), *more = images.items()
+    if more or source.suffix.lower() in (".csv", ".json") or format_of(image) != "dicom":
+        return called
+    name = f"case-{sha256([[contrast, content_digest(image)]])[:10]}"
+    copies = (f"{name}+{number}" for number in itertools.count(1))
+    return name if name not in others else next(copy for copy in copies if copy not in others)
 
 
 def _inputs(source: Path) -> list[tuple[str, dict[str, Path], Path | None]]:
@@ -205,7 +230,11 @@ def _truth(folder: Path | None, name: str) -> Path | None:
 
 
 def _show(
-    args: argparse.Namespace, bundle: Bundle, results: list[dict[str, Any]], failed: list[dict[str, str]], say: Any
+    args: argparse.Namespace,
+    items: list[Item],
+    results: list[dict[str, Any]],
+    failed: list[dict[str, str]],
+    say: Any,
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -232,6 +261,10 @@ def _show(
         print(f"{unscored} without a truth in {args.truth}", file=say)
     done = f"{len(results)} predicted" + (f" ({reused} of them before: same files, same bundle)" if reused else "")
     print(f"{done}, in {args.out}", file=say)
+    for item in items:
+        source = next(iter(item.images.values()))
+        if item.name.startswith("case-"):
+            print(f"{item.name}: {source}", file=say)
     for result in results:
         for note in result.get("mended", ()):
             print(f"mended {result['name']}: {note}", file=say)

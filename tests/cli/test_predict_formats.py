@@ -62,8 +62,10 @@ def test_every_format_gives_the_same_label_map(bundle: Path, series: Path, tmp_p
     Image.new("L", (9, 9)).save(scans / "shot.png")  # a picture beside scans is none of them
     assert run(bundle, scans, tmp_path / "out") == 0
     made = {file.name for file in (tmp_path / "out").glob("*.nii.gz")}
-    names = ("Doe^Jane", "nifti", "zipped", "patient", "enhanced", "nrrd", "detached")
-    assert made == {f"{name}.nii.gz" for name in names}
+    names = sorted(file.removesuffix(".nii.gz") for file in made)
+    assert [name for name in names if not name.startswith("case-")] == ["detached", "nifti", "nrrd"]
+    assert len([name for name in names if name.startswith("case-")]) == 4  # series, the same elsewhere, zip, one file
+    assert len([name for name in names if name.endswith("+1")]) == 1
     expected = voxels(tmp_path / "out" / "nifti.nii.gz")
     assert expected.any()
     for name in names:
@@ -73,15 +75,17 @@ def test_every_format_gives_the_same_label_map(bundle: Path, series: Path, tmp_p
         assert np.asarray(Image.open(tmp_path / "out" / f"{name}.png")).shape[0] >= 300
 
 
-def test_a_series_is_one_scan_called_by_its_folder(
+def test_a_series_is_one_scan_and_its_folders_name_is_shown_and_not_stored(
     bundle: Path, series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(bundle, series, tmp_path / "out", "--probabilities") == 0
     made = {file.name for file in (tmp_path / "out").iterdir()}
+    (name,) = {file.split(".")[0] for file in made if file.endswith(".png")}
     ends = (".nii.gz", ".png", "_probabilities.nii.gz")
-    assert made == {*(f"Doe^Jane{end}" for end in ends), "predictions.json"}
-    assert voxels(tmp_path / "out" / "Doe^Jane_probabilities.nii.gz").shape == (22, 20, 12, 3)
-    capsys.readouterr()
+    assert made == {*(f"{name}{end}" for end in ends), "predictions.json"}
+    assert voxels(tmp_path / "out" / f"{name}_probabilities.nii.gz").shape == (22, 20, 12, 3)
+    assert f"{name}: {series}" in capsys.readouterr().out
+    assert "Doe" not in (tmp_path / "out" / "predictions.json").read_text()
     assert run(bundle, series, tmp_path / "out", "--probabilities") == 0
     assert "1 of them before" in capsys.readouterr().out
     file = next(series.iterdir())
@@ -97,8 +101,9 @@ def test_mends_are_asked_for_by_flag_or_by_the_bundle(
     assert run(bundle, series, tmp_path / "out") == 1
     assert "--on gap=interpolate mends it" in capsys.readouterr().err
     assert run(bundle, series, tmp_path / "out", "--on", "gap=interpolate", "--json", tmp_path / "out.json") == 0
-    assert "mended gap: gap: " in capsys.readouterr().out
-    assert voxels(tmp_path / "out" / "gap.nii.gz").shape == (22, 20, 12)
+    assert ": gap: " in capsys.readouterr().out
+    (made,) = (tmp_path / "out").glob("*.nii.gz")
+    assert voxels(made).shape == (22, 20, 12)
     assert len(json.loads((tmp_path / "out.json").read_text())["cases"][0]["mended"]) == 1
     assert run(bundle, series, tmp_path / "out", "--on", "gap=interpolat") == 2
     assert "did you mean 'interpolate'" in capsys.readouterr().err
@@ -107,7 +112,7 @@ def test_mends_are_asked_for_by_flag_or_by_the_bundle(
     preparation = {**loaded.data["preparation"], "on": {"gap": "interpolate"}}
     dataclasses.replace(loaded, data={**loaded.data, "preparation": preparation}).save()
     assert run(mending, series, tmp_path / "again") == 0
-    np.testing.assert_array_equal(voxels(tmp_path / "again" / "gap.nii.gz"), voxels(tmp_path / "out" / "gap.nii.gz"))
+    np.testing.assert_array_equal(voxels(tmp_path / "again" / made.name), voxels(made))
     assert run(mending, series, tmp_path / "again", "--on", "gap=error") == 1
 
 
