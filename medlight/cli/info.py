@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlight.cli.mends import add_on
-from medlight.errors import UsageError
+from medlight.errors import MedlightError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from medlight.scans import Volume
+    from medlight.scans.dicom.mend import Mends
 
 HELP = "show one scan: what it is, and its three middle slices"
 EPILOG = """\
@@ -25,8 +27,11 @@ example:
 
 The picture is drawn in the terminal, or written with --png. It is shown between black and white as the scan's own first
 window says, where it has one, else from the 1st to the 99th percentile; --window takes a name (lung, bone, brain,
-soft-tissue, mediastinum, liver, ...) or CENTRE/WIDTH. Nothing of the patient is shown."""
+soft-tissue, mediastinum, liver, ...) or CENTRE/WIDTH. Nothing of the patient is shown.
+
+Of a scan that can't be read (exit code 1) it shows what the headers say, and its verdict as of data check."""
 _COLOURS = ("red", "green", "blue")
+_WHOLE = 1e9  # a larger number is no count, and is shown by its first digits
 _WIDEST = 120  # columns of a picture in the terminal
 
 
@@ -45,31 +50,94 @@ def run(args: argparse.Namespace) -> int:
     from medlight.cli.output import write_json
     from medlight.scans import read
     from medlight.scans.dicom.mend import Mends
-    from medlight.scans.files import replacing
     from medlight.scans.window import window
 
     if args.png and args.png.suffix.lower() != ".png":
         raise UsageError(f"--png {args.png}: is written as PNG; call it .png")
     if args.window:
         window(args.window)
-    volume = read(args.source, Mends.parse(args.on))
+    mends = Mends.parse(args.on)
+    try:
+        volume = read(args.source, mends)
+    except MedlightError as error:
+        if not isinstance(error, UsageError):
+            with contextlib.suppress(MedlightError, OSError):  # the first error is the one to be told
+                _tell_headers(args, mends)
+        raise
     found = facts(volume)
-    if args.json != "-":
-        for name, text in rows(found):
-            print(f"{name:<12} {text}")
+    _print(rows(found), args.json)
     write_json(args.json, found)
     if args.png or sys.stdout.isatty():
         pixels = picture(volume, args.window)
         if args.png:
-            from PIL import Image
-
-            with replacing(args.png) as temporary:
-                Image.fromarray(pixels).save(temporary, format="png")
+            _write(pixels, args.png)
         elif args.json != "-":
             from rich.console import Console
 
             draw(pixels, Console())
     return 0
+
+
+def _print(table: list[tuple[str, str]], json: str | None) -> None:
+    from medlight.cli.table import printable
+
+    for name, text in table if json != "-" else ():
+        print(f"{name:<12} {printable(text)}")
+
+
+def _tell_headers(args: argparse.Namespace, mends: Mends) -> None:
+    """What the headers say of a scan that can't be read; nothing where they say nothing, or of several volumes."""
+    from medlight.cli.check import after, other
+    from medlight.cli.output import write_json
+    from medlight.scans.dicom.survey import survey
+    from medlight.scans.read import format_of
+
+    if not args.source.exists():
+        return
+    meta: dict[str, Any] = {}
+    if format_of(args.source) == "dicom":
+        images = [stack for stack in survey([args.source]).stacks if stack.kind == "image"]
+        volumes = [stack for stack in images if stack.verdict.status != "not-a-volume"] or images
+        judged = after(volumes[0], mends) if len(volumes) == 1 else []
+        if len(judged) != 1:
+            return
+        (_, entry), meta = judged[0], volumes[0].facts
+    else:
+        entry, _ = other(args.source, deep=False)
+    status = entry["status"] if entry["status"] != "ok" else "unreadable"  # what its headers don't show
+    found = {**entry, "status": status, "meta": meta}
+    del found["series_uid"]
+    _print(header_rows(found), args.json)
+    write_json(args.json, found)
+
+
+def header_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a row of ``data check`` says, as text, and the technical facts of the file; no detail: the error has it."""
+    axes = f", axes to {found['orientation']}" if found["orientation"] else ""
+    spacing = " x ".join(f"{size:g}" for size in found["spacing_mm"])
+    table = [
+        ("modality", found["modality"]),
+        ("voxels", " x ".join(map(str, found["shape"]))),
+        ("spacing", f"{spacing} mm{axes}" if spacing else ""),
+        ("channels", str(found["channels"]) if found["channels"] > 1 else ""),
+        *_further(found["meta"]),
+        ("verdict", found["status"]),
+    ]
+    return [(name, text) for name, text in table if text]
+
+
+def _write(pixels: npt.NDArray[np.uint8], path: Path) -> None:
+    """Write the picture; MedlightError where that can't be done."""
+    from PIL import Image
+
+    from medlight.scans.files import replacing
+
+    try:
+        with replacing(path) as temporary:
+            Image.fromarray(pixels).save(temporary, format="png")
+    except OSError as error:
+        said = error.strerror or type(error).__name__
+        raise MedlightError(f"--png {path}: can't be written ({said}); give another place") from None
 
 
 def facts(volume: Volume) -> dict[str, Any]:
@@ -111,18 +179,21 @@ def rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("values", f"{_figure(found['minimum'])} to {_figure(found['maximum'])} {unit} ({found['type']}{lost})"),
         ("windows", ", ".join(windows)),
         *(("mended", note) for note in mended),
-        *(
-            (name.replace("_", " "), _figure(value))
-            for name, value in meta.items()
-            if isinstance(value, str | int | float)
-        ),
+        *_further(meta),
     ]
     return [(name, " ".join(text.split())) for name, text in table if text]
 
 
+def _further(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """Technical facts of a file, by name."""
+    plain = {name: value for name, value in meta.items() if isinstance(value, str | int | float)}
+    swapped = [("turned", "bright and dark, so that more is brighter (MONOCHROME1)")] if plain.pop("turned", 0) else []
+    return [*((name.replace("_", " "), _figure(value)) for name, value in plain.items()), *swapped]
+
+
 def _channels(found: dict[str, Any]) -> str:
     if found["colour"]:
-        return ""
+        return f"3 ({', '.join(_COLOURS)})"
     units = {"frame_time_ms": "frames at {} ms", "b_value": "b-values {} s/mm2", "echo_time_ms": "echo times {} ms"}
     said = [text.format(_listed(found[name])) for name, text in units.items() if name in found]
     count = str(found["channels"])
@@ -136,7 +207,10 @@ def _listed(values: list[float | None]) -> str:
 
 
 def _figure(value: float | str | None) -> str:
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None:
+        return "-"
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE
+    return str(int(value)) if whole else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _is_colour(volume: Volume) -> bool:

@@ -20,6 +20,7 @@ Colour = tuple[int, ...]
 # Okabe and Ito's colours, told apart with any colour vision (https://jfly.uni-koeln.de/color/), lightest first on grey.
 PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#009E73", "#D55E00", "#0072B2")
 _ALPHA = 0.45
+_FILL = 1e30
 _TALL, _SHORT, _LIMIT = 384, 256, 1024  # pixels: tallest panel, shortest panel, the most for either side of a panel
 _GAP, _LINE = 8, 22
 _TEXT = (225, 225, 225)
@@ -128,7 +129,12 @@ def _scale(sizes: Sequence[tuple[float, float]]) -> float:
 
 
 def _window(image: npt.NDArray[Any], span: tuple[float, float] | None) -> npt.NDArray[np.float32]:
-    """Map a span of values to 0 to 255; with none, the 1st to 99th percentile of what is not constant background."""
+    """Map a span of values to 0 to 255; with none, the 1st to 99th percentile of what is not constant background.
+
+    Values beyond ``_FILL`` are no measurements but say that there is none: they are as dark as NaN.
+    """
+    if image.dtype.kind == "f":
+        image = np.where(np.isfinite(image) & (np.abs(image) > _FILL), np.nan, image)
     values = image[np.isfinite(image)].astype(np.float32, copy=False)
     low, high = span or _percentiles(values)
     width = high - low if high > low else 1.0

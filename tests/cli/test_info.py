@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from medlight.cli import info
+from medlight.cli.main import main
 from medlight.errors import MedlightError, UsageError
 from medlight.scans import Channel, Volume, write_nifti
 from tests.data import fake_dicom as fake
@@ -82,7 +83,7 @@ def test_colour_is_shown_by_its_mean():
     array = np.stack([np.full((9, 8, 1), n, np.uint8) for n in (0, 30, 60)])
     found = info.facts(Volume(array, np.eye(4), channels))
     assert found["colour"]
-    assert "channels" not in dict(info.rows(found))
+    assert dict(info.rows(found))["channels"] == "3 (red, green, blue)"
     assert info.picture(Volume(array, np.eye(4), channels)).shape[2] == 3
 
 
@@ -93,6 +94,67 @@ def test_mends_are_noted_and_faults_named(workdir, capsys):
     said, found = run(capsys, "in", "--on", "gap=interpolate")
     assert found["shape"][2] == 6
     assert "mended" in said
+
+
+def test_what_can_not_be_read_still_says_what_its_headers_do(workdir, capsys):
+    fake.write(fake.series()[2], workdir / "one")
+    assert main(["data", "info", "one", "--json", "found.json"]) == 1
+    said = capsys.readouterr()
+    told = dict(line.split(maxsplit=1) for line in said.out.splitlines())
+    assert told["voxels"] == "12 x 10 x 1"
+    assert told["verdict"] == "not-a-volume"
+    assert "series number 1\n" in said.out
+    assert "not-a-volume" in said.err
+    assert len(said.err.splitlines()) == 1
+    for word in fake.IDENTITY.values():
+        assert word not in said.out + (workdir / "found.json").read_text()
+    assert json.loads((workdir / "found.json").read_text())["status"] == "not-a-volume"
+    cut = fake.radiograph()
+    cut.PixelData = cut.PixelData[:-90]
+    fake.save(cut, workdir / "cut.dcm")
+    assert main(["data", "info", "cut.dcm"]) == 1
+    assert "verdict      unreadable\n" in capsys.readouterr().out
+    fake.write(fake.without(fake.series(), 2), workdir / "gap")
+    assert main(["data", "info", "gap"]) == 1
+    said = capsys.readouterr()
+    assert "12 x 10 x 5" in said.out
+    assert "--on gap=interpolate mends it" in said.err
+    assert main(["data", "info", "absent.nii"]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_several_volumes_are_listed_as_before(workdir, capsys):
+    for name in "ab":
+        fake.write(fake.series(series=name), workdir / "in" / name)
+    assert main(["data", "info", "in"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "holds 2 volumes" in said.err
+
+
+def test_figures_are_told_as_they_are_meant(workdir, capsys):
+    fake.write(fake.radiograph(PhotometricInterpretation="MONOCHROME1", SeriesNumber=12345678), workdir / "in")
+    said, _ = run(capsys, "in")
+    assert "series number 12345678\n" in said
+    assert "turned       bright and dark, so that more is brighter (MONOCHROME1)\n" in said
+    assert "True" not in said
+
+
+def test_a_place_where_no_picture_can_be_written_is_one_line(workdir, capsys):
+    fake.write(fake.series(), workdir / "in")
+    (workdir / "file").write_text("")
+    assert main(["data", "info", "in", "--png", "file/a.png"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("medlight data: --png file/a.png: can't be written (")
+
+
+def test_fill_values_do_not_darken_the_picture():
+    array = np.linspace(0, 100, 20**3, dtype=np.float32).reshape(1, 20, 20, 20)
+    plain = info.picture(Volume(array, np.eye(4)))
+    filled = array.copy()
+    filled[:, :3] = -3.4e38
+    filled[:, 17:] = 3.4e38
+    assert info.picture(Volume(filled, np.eye(4))).mean() > plain.mean() / 2
 
 
 def test_it_is_drawn_in_a_terminal():
