@@ -38,14 +38,15 @@ def known(out: Path) -> dict[str, Entry]:
     for line in lines:
         try:
             entry = json.loads(line)
-            found[str(entry["name"])] = {name: entry[name] for name in ("key", "files", "notes")}
-        except (ValueError, KeyError, TypeError):
+            wanted = ("key", "files", "notes", *(["regions"] if entry["name"].startswith(f"{LABELS}/") else []))
+            found[str(entry["name"])] = {name: entry[name] for name in wanted}
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return found
 
 
 def note(out: Path, entries: Sequence[Entry]) -> None:
-    """Add lines: ``name``, ``key`` (a digest of all that decides the content), ``files``, ``notes``."""
+    """Add lines: ``name``, ``key`` (a digest of all that decides the content), ``files``, ``notes``, ``regions``."""
     if entries:
         with (out / RECORD).open("a") as record:
             record.writelines(json.dumps(entry) + "\n" for entry in entries)

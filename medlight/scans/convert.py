@@ -41,7 +41,9 @@ class Converted:
 
     files: relative to the output folder; none where nothing could be written, and ``reason`` says why (it may name a
     file). notes: what was mended. reused: it was there from an equal conversion. names: of a label map's values, as the
-    source has them (free text: for the terminal only). name, key: of the entry in the record.
+    source has them (free text: for the terminal only). regions: of a segmentation, for each what it is in the files:
+    ``file``, ``value``, its ``number`` in the source, and its coded term as ``[value, scheme, meaning]`` or None.
+    name, key: of the entry in the record.
     """
 
     stack: Stack
@@ -50,13 +52,15 @@ class Converted:
     reason: str = ""
     reused: bool = False
     names: tuple[tuple[int, str], ...] = ()
+    regions: tuple[Entry, ...] = ()
     name: str = ""
     key: str = ""
 
     @property
     def entry(self) -> Entry:
         """What the record says of it."""
-        return {"name": self.name, "key": self.key, "files": list(self.files), "notes": list(self.notes)}
+        regions = {"regions": list(self.regions)} if self.regions else {}
+        return {"name": self.name, "key": self.key, "files": list(self.files), "notes": list(self.notes), **regions}
 
 
 def convert(
@@ -190,14 +194,30 @@ def _label(out: Path, before: dict[str, Entry], pair: _Pair) -> list[Converted]:
     done = []
     for image, name in images:
         entry = before.get(f"{LABELS}/{name}")
-        if entry and entry["key"] == key and all((out / file).is_file() for file in entry["files"]):
-            done.append(Converted(stack, tuple(entry["files"]), reused=True, name=f"{LABELS}/{name}", key=key))
-            continue
         try:
+            if entry and entry["key"] == key and all((out / file).is_file() for file in entry["files"]):
+                done.append(_again(stack, entry, f"{LABELS}/{name}"))
+                continue
             done.append(_draw(out, stack, image, name, key))
         except (MedlightError, OSError) as error:
             done.append(Converted(stack, reason=" ".join(str(error).split())))
     return [one for one in done if one.files] or done[:1]
+
+
+def _again(stack: Stack, entry: Entry, name: str) -> Converted:
+    """What the record says of a label map, and the names of its values, which only the source has."""
+    files, regions = tuple(entry["files"]), tuple(entry["regions"])
+    return Converted(
+        stack, files, reused=True, names=_region_names(stack), regions=regions, name=name, key=entry["key"]
+    )
+
+
+def _region_names(stack: Stack) -> tuple[tuple[int, str], ...]:
+    from medlight.scans.labels import drawing_of
+
+    with _file(stack.frames[0].place) as file:
+        drawing = drawing_of(file)
+    return tuple((region.number, region.name) for region in drawing.regions) if drawing else ()
 
 
 def _draw(out: Path, stack: Stack, image: Converted, name: str, key: str) -> Converted:
@@ -226,7 +246,23 @@ def _draw(out: Path, stack: Stack, image: Converted, name: str, key: str) -> Con
             for number in numbers:
                 write(paint(drawing, grid, {number: 1}, {}), f"_{number}")
     names = tuple((region.number, region.name) for region in drawing.regions)
-    return Converted(stack, tuple(files), names=names, name=f"{LABELS}/{name}", key=key)
+    regions = _told(drawing, numbers, files)
+    return Converted(stack, tuple(files), names=names, regions=regions, name=f"{LABELS}/{name}", key=key)
+
+
+def _told(drawing: Drawing, numbers: Sequence[int], files: Sequence[str]) -> tuple[Entry, ...]:
+    """Say what each region became: a value of the one file, or a file of its own with the value 1.
+
+    A term of a private scheme (its name begins with 99, PS3.16 8.2) is left out: its meaning may be any text.
+    """
+    codes = {region.number: region.code for region in drawing.regions}
+    told = []
+    for place, number in enumerate(numbers):
+        code = codes.get(number)
+        term = list(code) if code and code[0] and not code[1].startswith("99") else None
+        where = {"file": files[place], "value": 1} if len(files) > 1 else {"file": files[0], "value": number}
+        told.append({**where, "number": number, "code": term})
+    return tuple(told)
 
 
 def _merged(drawing: Drawing, grid: Grid, numbers: Sequence[int]) -> npt.NDArray[Any] | None:

@@ -53,8 +53,9 @@ def test_a_tree_becomes_nifti(workdir, capsys):
     assert all(one["status"] == "ok" and not one["reused"] for one in found)
     assert "2 written" in said
     assert "1 file passed over" in said
-    everything = said.replace(str(workdir), "") + json.dumps(found) + "".join(map(str, volumes(workdir / "out")))
-    assert "zyzzyva" not in everything.lower()
+    assert "in/Zyzzyva/b" in said  # for the person who asked
+    kept = json.dumps(found) + (workdir / "out" / "converted.jsonl").read_text()
+    assert "zyzzyva" not in (kept + "".join(map(str, volumes(workdir / "out")))).lower()
 
 
 def test_what_was_done_is_not_done_again(workdir, capsys):
@@ -219,10 +220,92 @@ def test_overlapping_regions_become_masks(workdir, capsys, data_root):
     code, said, found = run(capsys, folder, "out")
     labels = sorted((workdir / "out" / "labels").glob("*.nii.gz"))
     assert labels, said
+    regions = [region for one in found for region in one["regions"]]
+    assert {region["file"] for region in regions} == {f"labels/{path.name}" for path in labels}
+    for region in regions:
+        assert region["value"] in (1, region["number"])
+        assert region["value"] == 1 or not region["file"].endswith(f"_{region['number']}.nii.gz")
     assert all(set(np.unique(nib.load(path).dataobj)) <= set(range(256)) for path in labels)
     assert all(nib.load(path).get_fdata().any() for path in labels)
     assert any(one["modality"] == "RTSTRUCT" and one["written"] for one in found)
     del code
+
+
+def test_what_has_no_scan_leaves_nothing(mask, workdir, capsys):
+    (workdir / "empty").mkdir()
+    with pytest.raises(MedlightError, match=r"^empty: holds no DICOM file$") as caught:
+        run(capsys, "empty", "out")
+    assert caught.value.exit_code == 1
+    for name in ("a.nii.gz", "b.nii.gz"):
+        shutil.copy(workdir / "mask.nii.gz", workdir / "empty" / name)
+    with pytest.raises(MedlightError, match=r"holds no DICOM file; 2 NIfTI files passed over$"):
+        run(capsys, "empty", "out")
+    assert not (workdir / "out").exists()
+    shutil.copytree(workdir / "in", workdir / "empty" / "series")
+    code, said, _ = run(capsys, "empty", "out")
+    assert code == 0
+    assert "1 written to out; 2 NIfTI files passed over" in said
+
+
+def test_a_label_map_needs_its_series(mask, workdir, capsys):
+    with pytest.raises(UsageError, match="give --like SERIES"):
+        run(capsys, "mask.nii.gz", "x.dcm")
+    assert not (workdir / "x.dcm").exists()
+
+
+def test_an_image_is_not_written_as_a_segmentation(mask, workdir, capsys):
+    _, affine = fake.truth(fake.Grid())
+    image = np.arange(mask.size, dtype=np.float32).reshape(mask.shape)
+    for array, told in ((image, "image.nii.gz: 719 different values"), (image * 0.7, "image.nii.gz: 0.7 is no label")):
+        write_nifti(Volume(array, affine), workdir / "image.nii.gz")
+        with pytest.raises(MedlightError, match=told):
+            run(capsys, "image.nii.gz", "x.dcm", "--like", "in/series")
+    assert not (workdir / "x.dcm").exists()
+    write_nifti(Volume(mask.astype(np.float32), affine), workdir / "image.nii.gz")
+    assert run(capsys, "image.nii.gz", "x.dcm", "--like", "in/series")[2]["values"] == [1, 2]
+
+
+def test_only_its_own_segmentation_is_overwritten(mask, workdir, capsys):
+    fake.write(fake.series(series="two"), workdir / "other")
+    foreign = shutil.copy(next((workdir / "other").iterdir()), workdir / "x.dcm")
+    before = (workdir / "x.dcm").read_bytes()
+    with pytest.raises(UsageError, match=r"x.dcm: is there, and no DICOM-SEG of medlight"):
+        run(capsys, "mask.nii.gz", "x.dcm", "--like", "in/series")
+    assert (workdir / "x.dcm").read_bytes() == before
+    os.unlink(foreign)
+    for _ in range(2):
+        assert run(capsys, "mask.nii.gz", "x.dcm", "--like", "in/series")[0] == 0
+
+
+def test_the_patient_is_not_printed(workdir):
+    fake.write(fake.series(PatientName="Zyzzyva", ReferringPhysicianName="Zyzzyva"), workdir / "in")
+    array, affine = fake.truth(fake.Grid())
+    write_nifti(Volume((array > array.mean()).astype(np.uint8), affine), workdir / "mask.nii.gz")
+    command_line = [sys.executable, "-m", "medlight", "data", "convert", "mask.nii.gz", "x.dcm", "--like", "in"]
+    done = subprocess.run(command_line, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("x.dcm: 1 segments\n", "")
+
+
+def test_what_each_value_is(mask, workdir, capsys, monkeypatch):
+    from medlight.prepare import Label
+    from medlight.scans.dicom_seg import write_seg
+
+    labels = [Label(1, "Zyzzyva", None, ("10200004", "SCT", "Liver")), Label(2, "Quixotic", None, ("1", "99ME", "Doe"))]
+    write_seg(read("mask.nii.gz"), workdir / "in" / "series", workdir / "in" / "seg.dcm", labels)
+    for again in (False, True):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        _, said, found = run(capsys, "in", "out")
+        (entry,) = (one for one in found if one["modality"] == "SEG")
+        (file,) = entry["written"]
+        assert entry["reused"] == again
+        assert entry["regions"] == [
+            {"file": file, "value": 1, "number": 1, "code": ["10200004", "SCT", "Liver"]},
+            {"file": file, "value": 2, "number": 2, "code": None},
+        ]
+        assert f"{file}: 1 is Zyzzyva (SCT 10200004 Liver), 2 is Quixotic" in said
+    record = (workdir / "out" / "converted.jsonl").read_text()
+    assert json.loads(record.splitlines()[-1])["regions"] == entry["regions"]
+    assert not {word for word in ("Zyzzyva", "Quixotic", "Doe") if word in record + json.dumps(found)}
 
 
 def test_calls_that_are_wrong(mask, workdir, capsys):
