@@ -27,8 +27,8 @@ example:
   medlight predict RUN_ID dicom/series out --on gap=interpolate
 
 For each scan, OUT gets NAME.nii.gz (a label map in the scan's own geometry) and NAME.png (prediction filled, truth
-outlined). NAME is the file's, or the manifest's id; DICOM goes by its content (case-...), as in a fit. What was predicted
-before from the same files with the same bundle is not done again."""
+outlined). NAME is the file's, or the manifest's id; DICOM goes by its content (case-...), as in a fit. What was
+predicted before from the same files with the same bundle is not done again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
