@@ -142,11 +142,11 @@ def where(stack: Stack) -> str:
     places = {frame.place for frame in stack.frames}
     archives = {place.path for place in places}
     if len(archives) > 1:
-        return shown(Path(os.path.commonpath([path.parent for path in archives])))
+        return shown(Path(os.path.commonpath([path.parent.absolute() for path in archives])))
     (path,) = archives
-    members = [place.member for place in places]
-    inside = members[0] if len(members) == 1 else os.path.commonpath([os.path.dirname(one) or "" for one in members])
-    return f"{shown(path)}!{inside}" if any(members) else shown(path)
+    members = [place.member.lstrip("/") for place in places]  # a zip may mix both kinds of names
+    inside = members[0] if len(members) == 1 else os.path.commonpath([os.path.dirname(member) for member in members])
+    return f"{shown(path)}!{inside}".rstrip("!")
 
 
 def other(path: Path, deep: bool) -> tuple[dict[str, Any], str]:

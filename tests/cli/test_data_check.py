@@ -100,6 +100,23 @@ def test_it_says_where_a_series_lies_and_what_mends_it(tmp_path, capsys, monkeyp
     assert Path(alone[8]).is_file()
 
 
+def test_where_a_series_lies_that_is_spread(tmp_path, monkeypatch):
+    from medlight.cli.check import where
+    from medlight.scans.dicom.frames import Frame, Place, Stack
+
+    monkeypatch.chdir(tmp_path)
+
+    def lies(*places: tuple[str, str]) -> str:
+        return where(Stack("", "CT", tuple(Frame(Place(Path(p), member), "", (1, 1)) for p, member in places)))
+
+    assert lies(("a/b/1", ""), (f"{tmp_path}/a/c/2", "")) == "a"
+    assert lies(("1", ""), ("2", "")) == "."
+    assert lies(("a.zip", "x/1"), ("a.zip", "/x/2")) == "a.zip!x"
+    assert lies(("a.zip", "1"), ("a.zip", "x/2")) == "a.zip"
+    assert lies(("a.zip", "x/1")) == "a.zip!x/1"
+    assert lies(("a/one.dcm", "")) == "a/one.dcm"
+
+
 def test_a_mended_row_says_what_will_be_read(tmp_path, capsys):
     from medlight.scans import read
     from medlight.scans.dicom.mend import Mends
