@@ -196,7 +196,7 @@ def _segmentation(args: argparse.Namespace) -> int:
     values = [int(value) for value in np.unique(mask.array) if value]
     write_seg(mask, args.like, args.out, [Label(value, f"label {value}") for value in values])
     if args.json != "-":
-        print(f"{args.out}: {len(values)} segments")
+        print(f"{args.out}: {len(values)} segment{'s' if len(values) != 1 else ''}")
     write_json(args.json, {"file": str(args.out), "values": values})
     return 0
 

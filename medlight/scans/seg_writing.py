@@ -45,6 +45,8 @@ _MAYBE_EMPTY = _words(
     "ReferringPhysicianName"
 )
 _MOST_LABELS = 255  # more different values than these are an image's
+# Of more values than a few organs', neighbouring voxels of a label map are alike nearly all over; of a picture, rarely.
+_FEW_LABELS, _ALIKE = 32, 0.5
 _MENDED = ("gap", "uneven", "tilt", "duplicate")  # verdicts of series whose image may lie on a grid made by a mend
 _TISSUE: Code = ("85756007", "SCT", "Tissue")
 _ABNORMAL: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
@@ -90,7 +92,9 @@ def label_fault(array: Array) -> str:
     if low < 0 or high > np.iinfo(np.uint16).max:
         return f"a segmentation is written from values of 0 to 65535; {low if low < 0 else high} is no label"
     count = int(np.count_nonzero(np.unique(array)))
-    return f"{count} different values are an image's, not a label map's; give the mask" if count > _MOST_LABELS else ""
+    line = array[0].ravel(order="K")
+    is_image = count > _MOST_LABELS or (count > _FEW_LABELS and np.mean(line[1:] == line[:-1]) < _ALIKE)
+    return f"{count} different values are an image's, not a label map's; give the mask" if is_image else ""
 
 
 @contextmanager

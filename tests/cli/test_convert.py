@@ -283,7 +283,7 @@ def test_the_patient_is_not_printed(workdir):
     write_nifti(Volume((array > array.mean()).astype(np.uint8), affine), workdir / "mask.nii.gz")
     command_line = [sys.executable, "-m", "medlight", "data", "convert", "mask.nii.gz", "x.dcm", "--like", "in"]
     done = subprocess.run(command_line, capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("x.dcm: 1 segments\n", "")
+    assert (done.stdout, done.stderr) == ("x.dcm: 1 segment\n", "")
 
 
 def test_what_each_value_is(mask, workdir, capsys, monkeypatch):

@@ -350,6 +350,7 @@ def test_an_image_is_no_label_map(tmp_path: Path) -> None:
     affine, count = fake.truth(grid)[1], 12 * 10 * 6
     for values, told in (
         (np.arange(count), "719 different values are an image's"),
+        (np.arange(count) % 125, "124 different values are an image's"),
         (np.arange(count) % 300 - 1, "-1 is no label"),
         (np.arange(count) % 2 * 70000, "70000 is no label"),
         (np.arange(count) * 0.5, "one channel of whole numbers, not 1 of float64"),
@@ -357,6 +358,22 @@ def test_an_image_is_no_label_map(tmp_path: Path) -> None:
         with pytest.raises(MedlightError, match=told):
             write_seg(Volume(values.reshape(1, 12, 10, 6), affine), source, tmp_path / "seg.dcm", [])
     assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_a_label_map_may_have_many_labels(tmp_path: Path) -> None:
+    grid = fake.Grid()
+    source = fake.write(fake.series(grid), tmp_path / "ct")
+    mask = Volume((np.arange(12 * 10 * 6) // 4).astype(np.uint8).reshape(1, 12, 10, 6), fake.truth(grid)[1])
+    write_seg(mask, source, tmp_path / "seg.dcm", [])
+    assert np.array_equal(by_pydicom(tmp_path / "seg.dcm", mask), mask.array[0])
+
+
+def test_a_real_image_is_no_label_map(data_root: Path, tmp_path: Path) -> None:
+    from medlight.scans import read
+
+    image = read(data_root / "hippocampus/images/hippocampus_001.nii.gz")
+    with pytest.raises(MedlightError, match="124 different values are an image's"):
+        write_seg(image, tmp_path, tmp_path / "seg.dcm", [])
 
 
 def test_nothing_of_the_patient_is_printed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
