@@ -154,7 +154,7 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_module_is_no_class_and_an_unknown_argument_lists_what_is_taken():
-    with pytest.raises(UsageError, match="no class 'manifest' .did you mean 'Manifest'"):
+    with pytest.raises(UsageError, match=r"no class 'manifest' .did you mean 'Manifest'"):
         config.check_spec({"class_path": "medlight.prepare.manifest"}, "data.source")
     with pytest.raises(UsageError, match="has no argument 'zzz'; it takes label_names, path, unlabelled"):
         config.check_spec({"class_path": "medlight.prepare.Manifest", "init_args": {"zzz": 1}}, "data.source")
