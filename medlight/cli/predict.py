@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
             failure["error"] = nameless(failure["error"], path)
     content = {"bundle": str(bundle.root), "runtime": predictor.runtime, "cases": results, "failed": failed}
     _write(args.json, content)
-    return 1 if failed else 0
+    return 1 if failed or any("not_compared" in result for result in results) else 0
 
 
 def check_threads(count: int | None) -> None:
@@ -268,6 +268,9 @@ def _show(
     for result in results:
         for note in result.get("mended", ()):
             print(f"mended {result['name']}: {note}", file=say)
+    for result in results:
+        if "not_compared" in result:
+            print(f"{result['name']} is not compared with its truth: {result['not_compared']}", file=sys.stderr)
     for failure in failed:
         print(f"not predicted: {failure['error']}", file=sys.stderr)
 

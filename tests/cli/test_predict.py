@@ -108,6 +108,20 @@ def test_dice_is_measured_and_written(
             assert case["dice"][name] == pytest.approx(both)
 
 
+def test_a_truth_that_can_not_be_used_does_not_stop_the_prediction(
+    bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_nifti(Volume(np.zeros((1, 3, 3, 3), np.uint8), np.eye(4)), scans / "labels" / "case_01.nii.gz")
+    words = (bundle, scans / "images", tmp_path / "out", "--truth", scans / "labels", "--json", tmp_path / "o.json")
+    assert run(*words) == 1
+    said = capsys.readouterr()
+    assert "case_01 is not compared with its truth: has the shape (3, 3, 3)" in said.err
+    assert (tmp_path / "out" / "case_01.nii.gz").is_file()
+    cases = {case["name"]: case for case in json.loads((tmp_path / "o.json").read_text())["cases"]}
+    assert "dice" not in cases["case_01"]
+    assert cases["case_00"]["dice"]
+
+
 def test_a_bad_file_is_named_and_does_not_stop_the_others(
     bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

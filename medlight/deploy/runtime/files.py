@@ -22,7 +22,7 @@ from medlight.errors import MedlightError
 from medlight.prepare.checks import grids_apart
 from medlight.prepare.digests import content_digest
 from medlight.scans import Volume, read, reorient, write_nifti
-from medlight.scans.files import replacing, shown
+from medlight.scans.files import nameless, replacing, shown
 from medlight.scans.labels import read_label
 from medlight.scans.picture import Overlay, panel
 from medlight.scans.read import format_of
@@ -91,8 +91,8 @@ def predict_item(
     """Predict one item and write its files, unless that was done before.
 
     Returns plain values: name, output, dice if the truth is known (by label, None where neither map has it),
-    probabilities (by class) for classification, mended (what was, a line each) and reused. Raises MedlightError that
-    names the file.
+    not_compared (why a truth can't be used), probabilities (by class) for classification, mended (what was, a line
+    each) and reused. Raises MedlightError that names the file.
     """
     key = _key(predictor, item, probabilities)
     known = journal.find(item, key)
@@ -126,10 +126,14 @@ def _write(
     middle = len(labels.array) // 2  # of a clip
     overlays: list[Overlay] = [(labels.array[middle], "fill")]
     if item.truth is not None:
-        truth = _truth(item.truth, scan, len(labels.array), predictor)
-        scores = dice(labels.array, truth, predictor.bundle.labels)
-        result["dice"] = {name: None if math.isnan(score) else score for name, score in scores.items()}
-        overlays.append((truth[middle], "outline"))
+        try:
+            truth = _truth(item.truth, scan, len(labels.array), predictor)
+        except MedlightError as error:  # the scan is none the worse for it
+            result["not_compared"] = nameless(str(error), item.truth)
+        else:
+            scores = dice(labels.array, truth, predictor.bundle.labels)
+            result["dice"] = {name: None if math.isnan(score) else score for name, score in scores.items()}
+            overlays.append((truth[middle], "outline"))
     files = [item.output, item.picture]
     write_on_grid(labels, source, item.output)
     with replacing(item.picture) as temporary:
