@@ -15,6 +15,7 @@ from medlight.errors import MedlightError, UsageError
 if TYPE_CHECKING:
     from medlight.scans import Volume
     from medlight.scans.convert import Converted
+    from medlight.scans.dicom.mend import Mends
     from medlight.scans.dicom.survey import Survey
 
 HELP = "write DICOM volumes as NIfTI, or a label map as DICOM-SEG"
@@ -74,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
     with bar("converting", len(found.stacks)) as progress:
         done = convert(found.stacks, args.out, mends, workers, progress)
     others = [Converted(stack) for stack in found.stacks if stack.kind == "other"]
-    _show(args, [*done, *others], _passed_over(found))
-    write_json(args.json, [_entry(one) for one in [*done, *others]])
+    facts = [_facts(one, mends) for one in [*done, *others]]
+    _show(args, [*done, *others], facts, _passed_over(found))
+    write_json(args.json, [_entry(one, told) for one, told in zip([*done, *others], facts, strict=True)])
     return 0 if any(one.files for one in done) and not any(map(failed, done)) else 1
 
 
@@ -84,11 +86,20 @@ def failed(one: Converted) -> bool:
     return not one.files and one.stack.kind != "other" and one.stack.verdict.status != "not-a-volume"
 
 
-def _show(args: argparse.Namespace, done: list[Converted], passed_over: str) -> None:
+def _facts(one: Converted, mends: Mends) -> dict[str, Any]:
+    """What `data check` says of a stack with the same mends; of one that was split, what it was."""
+    from medlight.cli.check import after
+    from medlight.scans.dicom.survey import as_json
+
+    pieces = after(one.stack, mends)
+    return pieces[0][1] if len(pieces) == 1 else as_json(one.stack)
+
+
+def _show(args: argparse.Namespace, done: list[Converted], facts: list[dict[str, Any]], passed_over: str) -> None:
     """The table of ``data check`` with what was written and where from; then the reasons for what was not."""
     from medlight.cli.check import where
     from medlight.cli.table import printable, show
-    from medlight.scans.dicom.survey import as_json, row
+    from medlight.scans.dicom.survey import row
 
     if args.json != "-":
         columns = (
@@ -103,8 +114,11 @@ def _show(args: argparse.Namespace, done: list[Converted], passed_over: str) -> 
             "written",
             "from",
         )
-        details = ["; ".join([one.stack.verdict.told, *one.notes]).strip("; ") for one in done]
-        rows = [row(as_json(one.stack), detail) for one, detail in zip(done, details, strict=True)]
+        told = [
+            one.stack.verdict.told if found["status"] == one.stack.verdict.status else found["detail"]
+            for one, found in zip(done, facts, strict=True)
+        ]
+        rows = [row(found, detail) for found, detail in zip(facts, told, strict=True)]
         show(
             columns,
             [(*texts, " ".join(one.files) or "-", where(one.stack)) for texts, one in zip(rows, done, strict=True)],
@@ -142,16 +156,15 @@ def _legend(one: Converted) -> list[str]:
     return [f"{file}: {', '.join(values)}" for file, values in lines.items()]
 
 
-def _entry(one: Converted) -> dict[str, Any]:
+def _entry(one: Converted, facts: dict[str, Any]) -> dict[str, Any]:
     """What a program may keep: numbers, codes and ids, no name of an input, of a region or of a person."""
-    from medlight.scans.dicom.survey import as_json
     from medlight.scans.files import nameless
 
     reason = one.reason
     for place in {frame.place for frame in one.stack.frames} if reason else ():
         reason = nameless(nameless(reason, place.path, place.member), place.path.parent)
     done = {"written": list(one.files), "regions": list(one.regions), "reused": one.reused, "mended": list(one.notes)}
-    return {**as_json(one.stack), **done, "reason": reason}
+    return {**facts, **done, "reason": reason}
 
 
 def _check(source: Path, out: Path) -> None:

@@ -135,6 +135,7 @@ def test_mends(workdir, capsys):
     assert found[0]["mended"]
     (path,) = volumes(workdir / "out")
     assert nib.load(path).shape == (12, 10, 6)
+    assert (found[0]["status"], found[0]["shape"]) == ("ok", [12, 10, 6])  # as data check says with the same mends
     code, _, found = run(capsys, "in", "split", "--on", "gap=split")
     assert code == 0
     assert sorted(nib.load(path).shape[2] for path in volumes(workdir / "split")) == [2, 3]
