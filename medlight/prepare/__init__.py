@@ -3,7 +3,7 @@
 from medlight.prepare.case import ArrayItem, BadCase, Box, Case, CaseList, FrameItem, Label
 from medlight.prepare.frames import FramesAsSamples
 from medlight.prepare.manifest import Manifest
-from medlight.prepare.normalise import Normaliser, Percentile, Scaling, Window, ZScore, normaliser_from
+from medlight.prepare.normalise import NamedWindow, Normaliser, Percentile, Scaling, Window, ZScore, normaliser_from
 from medlight.prepare.paths import data_path
 from medlight.prepare.preparation import Preparation, PreparedArrays
 from medlight.prepare.prepared import PreparedCase, cases_with
@@ -29,6 +29,7 @@ __all__ = [
     "Label",
     "Manifest",
     "MedMNIST",
+    "NamedWindow",
     "Normaliser",
     "Percentile",
     "Preparation",

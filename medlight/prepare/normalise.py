@@ -83,6 +83,28 @@ class Window(Normaliser):
 
 
 @dataclass(frozen=True)
+class NamedWindow(Normaliser):
+    """A window by name (lung, bone, brain, soft-tissue, ...: `scans.window.PRESETS`), or as ``CENTRE/WIDTH``, in HU.
+
+    Its values become 0 to 1 as LINEAR_EXACT says (DICOM PS3.3 C.11.2.1.3.2). Raises UsageError for an unknown name.
+    """
+
+    name: str
+    per_voxel: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.scaling()
+
+    def scaling(self, stats: Stats | None = None) -> Scaling:
+        """Return the scaling; it is the same for every scan."""
+        from medlight.scans.window import window
+
+        found = window(self.name)
+        low = found.centre - found.width / 2
+        return Scaling(low, low + found.width, low, found.width)
+
+
+@dataclass(frozen=True)
 class Percentile(Normaliser):
     """The values from one percentile of the scan to another become 0 to 1; what is outside is clipped.
 
@@ -112,6 +134,6 @@ def normaliser_from(spec: Mapping[str, Any]) -> Normaliser:
     """Build the normaliser that `Normaliser.to_dict` described."""
     cls = import_class(spec["class_path"], "normalise.class_path")
     if not (isinstance(cls, type) and issubclass(cls, Normaliser)):
-        known = [f"medlight.prepare.{c.__name__}" for c in (ZScore, Window, Percentile)]
+        known = [f"medlight.prepare.{c.__name__}" for c in (ZScore, Window, NamedWindow, Percentile)]
         raise UsageError(f"normalise: {spec['class_path']} is no normaliser{nearest(spec['class_path'], known)}")
     return cls(**(spec.get("init_args") or {}))

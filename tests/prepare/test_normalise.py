@@ -7,12 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from medlight.errors import UsageError
-from medlight.prepare import Percentile, Window, ZScore, normaliser_from, statistics
+from medlight.prepare import NamedWindow, Percentile, Window, ZScore, normaliser_from, statistics
 from medlight.prepare.statistics import PERCENTILES
 
 SCANS = arrays.arrays(np.float32, st.tuples(*[st.integers(1, 6)] * 3), elements=st.floats(-2000, 3000, width=16))
@@ -87,3 +88,14 @@ def test_wrong_arguments_are_refused_in_one_line():
         normaliser_from({"class_path": "medlight.prepare.Preparation"})
     with pytest.raises(UsageError, match="did you mean 'ZScore'"):
         normaliser_from({"class_path": "medlight.prepare.Zscore"})
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("lung", -1350, 150), ("brain", 0, 80), ("40/400", -160, 240)])
+def test_a_named_window_is_what_dicom_defines(name: str, low: float, high: float) -> None:
+    normaliser = NamedWindow(name)
+    scan = np.linspace(-2000, 2000, 5001, dtype=np.float32)
+    expected = sitk.GetArrayFromImage(sitk.IntensityWindowing(sitk.GetImageFromArray(scan[None]), low, high, 0, 1))[0]
+    np.testing.assert_allclose(normaliser.scaling().apply(scan), expected, atol=1e-6)
+    assert normaliser_from(normaliser.to_dict()) == normaliser
+    with pytest.raises(UsageError, match="is no window"):
+        NamedWindow("lungs")
