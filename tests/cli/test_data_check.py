@@ -7,7 +7,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nibabel as nib
@@ -222,21 +221,6 @@ def test_a_person_sees_a_table(tmp_path):
     assert said.returncode == 1
     assert "15.0 degrees" in text
     assert "\x1b[31mtilt" in text
-
-
-def test_the_speed_of_headers(tmp_path):
-    """A fifth of what is asked of two cores, so that a busy machine passes too; benchmarks/data_check.py measures."""
-    for number in range(4):
-        grid = Grid(shape=(32, 32, 100))
-        for index in range(100):
-            made = fake.scanner_header(fake.plane(grid, index, series=str(number)))
-            fake.save(made, tmp_path / str(number) / str(index))
-    from medlight.scans.dicom.survey import survey
-
-    survey([tmp_path])
-    start = time.process_time()
-    assert len(survey([tmp_path]).stacks) == 4
-    assert 400 / (time.process_time() - start) > 300
 
 
 def test_help_needs_nothing_heavy():
