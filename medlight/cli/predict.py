@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Container
 from dataclasses import replace
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlight.cli.mends import add_on, mends
+from medlight.cli.output import ready, write_json
 from medlight.errors import MedlightError, UsageError
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
     from medlight.cli.progress import bar
     from medlight.deploy.runtime import Predictor
     from medlight.deploy.runtime.files import Journal, predict_item
-    from medlight.scans.files import nameless
 
     say = sys.stderr if args.json == "-" else sys.stdout
     check_threads(args.threads)
+    ready(args.json)
     bundle = _bundle(args.model)
     items = _items(args)
     folder = _folder(args.out, items[0].output)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"unchecked: {bundle.root} tells of no comparison with the trained network", file=say)
     journal = Journal(folder)
     results: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
+    failed: list[tuple[Item, str]] = []
     with bar("predicting", len(items)) as progress:
         for number, item in enumerate(items):
 
@@ -76,16 +76,22 @@ def run(args: argparse.Namespace) -> int:
                 options: dict[str, Any] = {"probabilities": args.probabilities, "progress": within}
                 results.append(predict_item(predictor, item, journal, **options))
             except (MedlightError, OSError) as error:
-                failed.append({"name": item.name, "error": " ".join(str(error).split())})
+                failed.append((item, " ".join(str(error).split())))
             progress(number + 1, len(items))
     _show(args, items, results, failed, say)
-    for failure in failed:  # a file's name may be a patient's: it is shown, and not kept
-        source = next(item for item in items if item.name == failure["name"])
-        for path in [*source.images.values(), *([source.truth] if source.truth else [])]:
-            failure["error"] = nameless(failure["error"], path)
-    content = {"bundle": str(bundle.root), "runtime": predictor.runtime, "cases": results, "failed": failed}
-    _write(args.json, content)
+    kept = [{"name": item.name, "error": _without_paths(error, item)} for item, error in failed]
+    content = {"bundle": str(bundle.root), "runtime": predictor.runtime, "cases": results, "failed": kept}
+    write_json(args.json, content)
     return 1 if failed or any("not_compared" in result for result in results) else 0
+
+
+def _without_paths(error: str, item: Item) -> str:
+    """What is kept of a failure: a file's name may be a patient's, and is only shown."""
+    from medlight.scans.files import nameless
+
+    for path in item.images.values():
+        error = nameless(error, path)
+    return error
 
 
 def check_threads(count: int | None) -> None:
@@ -233,7 +239,7 @@ def _show(
     args: argparse.Namespace,
     items: list[Item],
     results: list[dict[str, Any]],
-    failed: list[dict[str, str]],
+    failed: list[tuple[Item, str]],
     say: Any,
 ) -> None:
     from rich.console import Console
@@ -271,8 +277,8 @@ def _show(
     for result in results:
         if "not_compared" in result:
             print(f"{result['name']} is not compared with its truth: {result['not_compared']}", file=sys.stderr)
-    for failure in failed:
-        print(f"not predicted: {failure['error']}", file=sys.stderr)
+    for _, error in failed:
+        print(f"not predicted: {error}", file=sys.stderr)
 
 
 def _mean(values: list[float | None]) -> float | None:
@@ -282,11 +288,3 @@ def _mean(values: list[float | None]) -> float | None:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _write(target: str | None, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1)
-    if target == "-":
-        print(text)
-    elif target:
-        Path(target).write_text(text + "\n")

@@ -150,10 +150,6 @@ def _two_places(header: Any, qform: Affine, sform: Affine, shape: tuple[int, ...
     return [], f"{said}; keep the right one, with fslorient -copysform2qform or -copyqform2sform"
 
 
-def _dimensions(shape: tuple[int, ...]) -> int:
-    return 3 if shape[2] > 1 else 2
-
-
 def _units(header: Any) -> tuple[str, str]:
     """The units of length and time; a code that the standard doesn't have is taken for none."""
     try:
