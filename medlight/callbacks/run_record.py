@@ -54,6 +54,7 @@ class RunRecord(L.Callback):
             "precision": str(trainer.precision),
             "devices": {"strategy": type(trainer.strategy).__name__, "world_size": trainer.world_size},
             "environment": manifest.environment(),
+            "code": manifest.code(),
             "data": fingerprint,
         }
         again = "-resumed" if logger.resumed else ""  # the machine or the code may be another than at the start

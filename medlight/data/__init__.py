@@ -1,6 +1,24 @@
-"""Prepared cases to batches: patches, TorchIO augmentation, the Lightning data module."""
+"""Prepared cases to batches: patches, TorchIO augmentation, the Lightning data modules."""
 
-from medlight.data.datamodule import ScanDataModule
-from medlight.data.patches import Patch
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medlight.data.datamodule import ScanDataModule
+    from medlight.data.patches import Patch
+
+_PLACES = {"Patch": "patches", "ScanDataModule": "datamodule"}
 __all__ = ["Patch", "ScanDataModule"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a data module when it is asked for: a run's record of its code holds only what it used."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

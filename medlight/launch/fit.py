@@ -122,6 +122,8 @@ def evaluate(config: Config, checkpoint: Path, stage: str, run_id: str | None = 
     resolved = dict(plain(cli.config))
     checkpoints.read(checkpoint)
     task, data, trainer_args = _build(cli)
+    if "pretrained" in task.hparams:
+        task.hparams["pretrained"] = None  # the checkpoint has its own weights
     _check_cases(data, "val" if stage == "validate" else "test")
     choice = settle.settle({**resolved, "precision": "32-true", "channels_last": False}, task, data)
     callbacks: list[L.Callback] = [StepSeed(resolved["seed_everything"])]

@@ -1,8 +1,31 @@
 """How networks are trained: one LightningModule a file, maths only."""
 
-from medlight.tasks.base import Task
-from medlight.tasks.checkpoint import load
-from medlight.tasks.classification import ClassificationTask
-from medlight.tasks.segmentation import SegmentationTask
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medlight.tasks.base import Task
+    from medlight.tasks.checkpoint import load
+    from medlight.tasks.classification import ClassificationTask
+    from medlight.tasks.segmentation import SegmentationTask
+
+_PLACES = {
+    "ClassificationTask": "classification",
+    "SegmentationTask": "segmentation",
+    "Task": "base",
+    "load": "checkpoint",
+}
 __all__ = ["ClassificationTask", "SegmentationTask", "Task", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a task when it is asked for: a run's record of its code holds only what it used."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

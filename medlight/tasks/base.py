@@ -19,26 +19,32 @@ from medlight.errors import UsageError
 from medlight.tasks import optimisation
 from medlight.tasks.deployable import Activation, Deployable, in_graph_scaling
 from medlight.tasks.exact_norm import write_out_norms
+from medlight.tasks.pretrained import Report, load_into
 from medlight.tasks.rows import Row, gather
 
 Spec = dict[str, Any]
 Batch = dict[str, Tensor]
 Signature = dict[str, Any]
+Kind = Literal["segmentation", "classification", "pretraining"]
 
 
 class Task(L.LightningModule):
     """A template: subclasses say what the loss is, how a batch is scored and which metrics come of it.
+
+    A subclass's constructor lists its own arguments and hands the rest on as ``**common: Any``, so that what follows is
+    written down once:
 
     network, loss, optimizer, scheduler: ``{class_path, init_args}``; ``None`` takes the task's default. Checked at
     construction (UsageError); the network and the loss are built in ``configure_model`` once the data is known.
     data: the data module's signature; ``None`` takes it from the trainer's data module in ``setup``. It is kept in the
     hyper-parameters, so that a checkpoint describes itself.
     channels_last: keep the network and the images in channels-last memory layout.
+    pretrained: a file of weights to begin with, or ``{weights: FILE, ...}``; see `medlight.tasks.pretrained`.
     """
 
     monitor: ClassVar[str] = "val/loss"
     mode: ClassVar[Literal["min", "max"]] = "min"
-    kind: ClassVar[Literal["segmentation", "classification"]]
+    kind: ClassVar[Kind]
     default_network: ClassVar[Spec]
 
     def __init__(
@@ -49,6 +55,7 @@ class Task(L.LightningModule):
         scheduler: Spec | None = None,
         data: Signature | None = None,
         channels_last: bool = False,
+        pretrained: str | Spec | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -57,6 +64,7 @@ class Task(L.LightningModule):
         self._check()
         self.network: nn.Module | None = None
         self.loss: nn.Module | None = None
+        self.pretrained_report: Report | None = None
         self.case_metrics: list[Row] = []
         self._rows: list[Row] = []
 
@@ -150,6 +158,8 @@ class Task(L.LightningModule):
             return
         self.network = self.build_network()
         self._check_shapes(self.network)
+        if self.hparams["pretrained"] is not None:
+            self.pretrained_report = load_into(self.network, self.hparams["pretrained"])
         self.loss = DeepSupervisionLoss(cast(Any, self.configure_losses()))
         if self.hparams["channels_last"]:
             self.network = self.network.to(memory_format=self._layout())  # type: ignore[call-overload]

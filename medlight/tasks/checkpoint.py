@@ -46,6 +46,7 @@ def load(checkpoint: str | Path) -> Task:
         raise MedlightError(f"{file}: not a checkpoint of a medlight task; train one with `medlight fit`")
     cls = config.import_class(class_path, f"{file}: class_path")
     names, open_ended = config.arguments(cls)
+    hparams.pop("pretrained", None)  # what it began with is in its own weights
     task: Task = cls(**{k: v for k, v in hparams.items() if (k in names or open_ended) and not k.startswith("_")})
     task.configure_model()
     task.load_state_dict(content["state_dict"])

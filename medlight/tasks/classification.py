@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from medlight.tasks.base import Batch, Signature, Spec, Task, labelled
+from medlight.tasks.base import Batch, Kind, Signature, Spec, Task, labelled
 from medlight.tasks.class_metrics import class_scores
 from medlight.tasks.deployable import Activation, activate
 from medlight.tasks.metrics import mean
@@ -29,19 +29,8 @@ class ClassificationTask(Task):
 
     monitor: ClassVar[str] = "val/auroc"
     mode: ClassVar[Literal["min", "max"]] = "max"
-    kind: ClassVar[Literal["segmentation", "classification"]] = "classification"
+    kind: ClassVar[Kind] = "classification"
     default_network: ClassVar[Spec] = {"class_path": "monai.networks.nets.resnet18", "init_args": {}}
-
-    def __init__(
-        self,
-        network: Spec | None = None,
-        loss: Spec | None = None,
-        optimizer: Spec | None = None,
-        scheduler: Spec | None = None,
-        data: Signature | None = None,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__(network, loss, optimizer, scheduler, data, channels_last)
 
     @property
     def outputs(self) -> list[str]:

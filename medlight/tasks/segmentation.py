@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medlight.errors import UsageError
 from medlight.networks import spatial_size
-from medlight.tasks.base import Batch, Signature, Spec, Task, labelled
+from medlight.tasks.base import Batch, Kind, Signature, Spec, Task, labelled
 from medlight.tasks.deployable import activate
 from medlight.tasks.metrics import case_scores, mean
 from medlight.tasks.rows import Row
@@ -38,22 +38,17 @@ class SegmentationTask(Task):
 
     monitor: ClassVar[str] = "val/dice"
     mode: ClassVar[Literal["min", "max"]] = "max"
-    kind: ClassVar[Literal["segmentation", "classification"]] = "segmentation"
+    kind: ClassVar[Kind] = "segmentation"
     default_network: ClassVar[Spec] = {"class_path": "monai.networks.nets.DynUNet", "init_args": {"res_block": True}}
 
     def __init__(
         self,
-        network: Spec | None = None,
-        loss: Spec | None = None,
-        optimizer: Spec | None = None,
-        scheduler: Spec | None = None,
-        data: Signature | None = None,
-        channels_last: bool = False,
         nsd_tolerance_mm: float = 1.0,
         overlap: float = 0.5,
         window_batch: int = 4,
+        **common: Any,
     ) -> None:
-        super().__init__(network, loss, optimizer, scheduler, data, channels_last)
+        super().__init__(**common)
         if not 0 <= overlap < 1:
             raise UsageError(f"model.overlap: {overlap} is no share; write a number from 0 to below 1")
         if window_batch < 1:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import marshal
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import psutil
@@ -35,6 +39,46 @@ def code_digest() -> str:
         digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def code() -> dict[str, str]:
+    """Return a digest of each of medlight's modules that this process has imported, as far as they make results.
+
+    Comments, docstrings and the place in the file don't count. Tracking and the commands make no results.
+    """
+    found = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    return {name: _module_digest(Path(file)) for name, file in sorted(found.items()) if file and _makes_results(name)}
+
+
+def changed_code(recorded: Mapping[str, str]) -> list[str]:
+    """Return the names of the modules that are no longer what a run recorded of them with `code`."""
+    root = Path(medlight.__file__).parents[1]
+    changed = []
+    for name, digest in recorded.items():
+        path = root.joinpath(*name.split("."))
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if not file.is_file() or _module_digest(file) != digest:
+            changed.append(name)
+    return changed
+
+
+_NO_RESULTS = ("tracking", "cli", "compare", "sweeps", "reproduce")
+
+
+def _makes_results(name: str) -> bool:
+    room = name.split(".")
+    return room[0] == "medlight" and len(room) > 1 and room[1] not in _NO_RESULTS
+
+
+@cache
+def _module_digest(file: Path) -> str:
+    compiled = compile(file.read_text(encoding="utf-8"), "", "exec", optimize=2, dont_inherit=True)
+    return hashlib.sha256(marshal.dumps(_without_lines(compiled), 0)).hexdigest()[:16]
+
+
+def _without_lines(compiled: CodeType) -> CodeType:
+    constants = tuple(_without_lines(c) if isinstance(c, CodeType) else c for c in compiled.co_consts)
+    return compiled.replace(co_linetable=b"", co_firstlineno=1, co_consts=constants)
 
 
 def environment() -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,3 +104,37 @@ def test_fingerprint_names_no_files() -> None:
     data.digests = {"b": "2", "a": "changed"}
     assert manifest.data_fingerprint(data)["digest"] != found["digest"]
     assert manifest.data_fingerprint(None)["cases"] == {}
+
+
+def _digest_of(text: str, folder: Path) -> str:
+    file = folder / f"{len(list(folder.iterdir()))}.py"
+    file.write_text(text)
+    return manifest._module_digest(file)
+
+
+def test_comments_docstrings_and_lines_are_no_code(tmp_path: Path) -> None:
+    first = _digest_of('"""Doc."""\ndef f(x):\n    """Says."""\n    return x in {"a", "b", "c"}\n', tmp_path)
+    assert _digest_of('\n\n# why\ndef f(x):\n    # here\n    return x in {"a", "b", "c"}\n', tmp_path) == first
+    assert _digest_of('def f(x):\n    return x in {"a", "b", "d"}\n', tmp_path) != first
+
+
+def test_the_code_of_a_process_is_the_same_in_another_and_names_what_changed() -> None:
+    here = "import medlight.tasks.segmentation, medlight.cli.fit; from medlight.tracking import manifest as m"
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", f"import json; {here}; print(json.dumps(m.code()))"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    recorded = json.loads(said[0])
+    assert said[0] == said[1]
+    assert "medlight.tasks.base" in recorded
+    assert "medlight.tasks.classification" not in recorded
+    assert not any(name.startswith(("medlight.cli", "medlight.tracking")) for name in recorded)
+    assert manifest.changed_code(recorded) == []
+    changed = {**recorded, "medlight.tasks.base": "0", "medlight.tasks.gone": "1"}
+    assert manifest.changed_code(changed) == ["medlight.tasks.base", "medlight.tasks.gone"]
