@@ -44,7 +44,7 @@ def code_digest() -> str:
 def code() -> dict[str, str]:
     """Return a digest of each of medlight's modules that this process has imported, as far as they make results.
 
-    Comments, docstrings and the place in the file don't count. Tracking and the commands make no results.
+    Comments, the words of docstrings and the place in the file don't count. Tracking and the commands make no results.
     """
     found = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
     return {name: _module_digest(Path(file)) for name, file in sorted(found.items()) if file and _makes_results(name)}

@@ -114,7 +114,13 @@ def _digest_of(text: str, folder: Path) -> str:
 
 def test_comments_docstrings_and_lines_are_no_code(tmp_path: Path) -> None:
     first = _digest_of('"""Doc."""\ndef f(x):\n    """Says."""\n    return x in {"a", "b", "c"}\n', tmp_path)
-    assert _digest_of('\n\n# why\ndef f(x):\n    # here\n    return x in {"a", "b", "c"}\n', tmp_path) == first
+    assert (
+        _digest_of(
+            '"""Other words."""\n\n# why\ndef f(x):\n    """Is it?"""\n    # here\n    return x in {"a", "b", "c"}\n',
+            tmp_path,
+        )
+        == first
+    )
     assert _digest_of('def f(x):\n    return x in {"a", "b", "d"}\n', tmp_path) != first
 
 
