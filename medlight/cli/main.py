@@ -22,6 +22,7 @@ COMMANDS = {
     "validate": "measure a checkpoint on the validation cases",
     "test": "measure a checkpoint on the test cases",
     "sweep": "search architectures and hyper-parameters, one process a trial",
+    "rerun": "run a recorded run once more, and say whether it comes out the same",
     "compare": "compare runs or a sweep: table, paired tests, HTML page",
     "export": "turn a run's best checkpoint into a checked bundle",
     "predict": "run a bundle on scans",

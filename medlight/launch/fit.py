@@ -22,6 +22,7 @@ from medlight.launch import settle
 from medlight.launch.blame import bad_argument
 from medlight.launch.precision import Choice
 from medlight.launch.resolve import parse, plain
+from medlight.prepare import Splitter
 from medlight.tasks import checkpoint as checkpoints
 from medlight.tracking import store
 from medlight.tracking.logger import MLflowLogger, is_rank_zero
@@ -32,7 +33,10 @@ Report = Callable[[int, dict[str, float]], bool]
 
 @dataclass(frozen=True)
 class Launch:
-    """What surrounds a fit: whose child it is, what it is called, and whom it tells of its progress."""
+    """What surrounds a fit: whose child it is, what it is called, and whom it tells of its progress.
+
+    split: takes the place of the configuration's own.
+    """
 
     kind: str = "fit"
     study: str | None = None
@@ -41,6 +45,7 @@ class Launch:
     tags: dict[str, str] = field(default_factory=dict)
     resume: bool = False
     report: Report | None = None
+    split: Splitter | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         store.deliver_leftovers()
     digest = config_digest(resolved)
     previous = _resumed(study, name, digest) if launch.resume else None
-    task, data, trainer_args = _build(cli, tell=launch.kind != "trial")
+    task, data, trainer_args = _build(cli, launch.kind != "trial", launch.split)
     _check_metrics(task, trainer_args)
     _check_validation(task, data)
     choice = settle.settle(resolved, task, data, previous.data.tags if previous else None)
@@ -116,12 +121,14 @@ def resolve_precision(config: Config) -> Config:
     return {**config, "precision": choice.precision, "channels_last": choice.channels_last}
 
 
-def evaluate(config: Config, checkpoint: Path, stage: str, run_id: str | None = None) -> dict[str, float]:
+def evaluate(
+    config: Config, checkpoint: Path, stage: str, run_id: str | None = None, split: Splitter | None = None
+) -> dict[str, float]:
     """Measure a checkpoint on the ``validate`` or ``test`` cases; with a run, test figures are added to it."""
     cli = parse(config)
     resolved = dict(plain(cli.config))
     checkpoints.read(checkpoint)
-    task, data, trainer_args = _build(cli)
+    task, data, trainer_args = _build(cli, split=split)
     if "pretrained" in task.hparams:
         task.hparams["pretrained"] = None  # the checkpoint has its own weights
     _check_cases(data, "val" if stage == "validate" else "test")
@@ -148,13 +155,15 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 
-def _build(cli: Any, tell: bool = True) -> tuple[Any, Any, dict[str, Any]]:
+def _build(cli: Any, tell: bool = True, split: Splitter | None = None) -> tuple[Any, Any, dict[str, Any]]:
     """Build task and data, and let the task know the data before any run is made.
 
-    tell: name the cases that were left out or mended; a trial, whose output is kept, doesn't.
+    tell: name the cases that were left out or mended; a trial, whose output is kept, doesn't. split: see `Launch`.
     """
     L.seed_everything(cli.config["seed_everything"], workers=True, verbose=False)
     task, data, trainer_args = cli.build()
+    if split is not None and hasattr(data, "splitter"):
+        data.splitter = split
     data.prepare_data()
     data.setup("fit")
     if tell:

@@ -136,8 +136,19 @@ def git_state(folder: Path | None = None) -> dict[str, Any] | None:
 
 def uncommitted_diff(folder: Path | None = None) -> str:
     """Return the uncommitted changes of code and configuration, at most 1 MB of text; empty without a repository."""
-    diff = _git("diff", "HEAD", "--no-ext-diff", "--no-color", "--", *_TEXTS, folder=folder) or ""
+    diff = _git("diff", "HEAD", "--no-ext-diff", "--no-color", "--no-renames", "--", *_TEXTS, folder=folder) or ""
     return diff if len(diff) <= _DIFF_LIMIT else f"{diff[:_DIFF_LIMIT]}\n... cut: {len(diff)} characters in all\n"
+
+
+def diff_since(commit: str) -> str | None:
+    """Return how code and configuration differ from a commit, uncommitted changes with them; None if it isn't known."""
+    return _git("diff", commit, "--no-ext-diff", "--no-color", "--no-renames", "--", *_TEXTS, folder=None)
+
+
+def repository() -> Path | None:
+    """Return the root of the repository that the user works in."""
+    root = _git("rev-parse", "--show-toplevel", folder=None)
+    return Path(root.strip()) if root else None
 
 
 def data_fingerprint(datamodule: Any) -> dict[str, Any]:
