@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from medlight.data.datamodule import ScanDataModule
+    from medlight.data.few_labels import FewLabelsDataModule
     from medlight.data.patches import Patch
+    from medlight.data.views import PretrainingDataModule, ViewsDataModule
 
-_PLACES = {"Patch": "patches", "ScanDataModule": "datamodule"}
-__all__ = ["Patch", "ScanDataModule"]
+_PLACES = {
+    "FewLabelsDataModule": "few_labels",
+    "Patch": "patches",
+    "PretrainingDataModule": "views",
+    "ScanDataModule": "datamodule",
+    "ViewsDataModule": "views",
+}
+__all__ = ["FewLabelsDataModule", "Patch", "PretrainingDataModule", "ScanDataModule", "ViewsDataModule"]
 
 
 def __getattr__(name: str) -> Any:

@@ -83,11 +83,11 @@ class ScanDataModule(L.LightningDataModule):
         store_dir: str = "mlruns/store",
     ) -> None:
         super().__init__()
-        _at_least("batch_size", batch_size, 1)
-        _at_least("workers", workers, 0)
-        _at_least("seed", seed, 0)
+        at_least("batch_size", batch_size, 1)
+        at_least("workers", workers, 0)
+        at_least("seed", seed, 0)
         if steps_per_epoch is not None:
-            _at_least("steps_per_epoch", steps_per_epoch, 1)
+            at_least("steps_per_epoch", steps_per_epoch, 1)
         self.source, self.splitter, self.preparation, self.normalise = source, split, preparation, normalise
         self.patch, self.augment = patch, list(augment or [])
         self.batch_size, self.steps_per_epoch, self.workers = batch_size, steps_per_epoch, workers
@@ -196,23 +196,32 @@ class ScanDataModule(L.LightningDataModule):
     def train_dataloader(self) -> SampleLoader:
         """Training batches of this rank."""
         rank, world = self._share()
-        patch = self.patch or Patch(list(self.patch_shape), foreground=0)
-        reader = self._reader("train")
-        together = self.batch_size * world
-        steps = self.steps_per_epoch or max(1, round(len(reader.cases) / together))
-        sampler = DrawSampler(steps, self.batch_size, rank, world)
+        sampler = self._sampler(rank, world)
         sampler.set_epoch(0 if self.trainer is None else self.trainer.current_epoch)
-        dataset = PatchDataset(reader, patch, self.augment, self.seed)
-        return self._loader(dataset, sampler, self.batch_size, self._slots() if self.workers and can_share() else None)
+        slots = Slots(self.workers, self._sizes()) if self.workers and can_share() else None
+        return self._loader(self._patches(world), sampler, self.batch_size, slots)
 
-    def _slots(self) -> Slots:
-        """Places for training batches, which are all of one size."""
+    def _sampler(self, rank: int, world: int) -> DrawSampler:
+        steps = self.steps_per_epoch or max(1, round(len(self.prepared["train"]) / (self.batch_size * world)))
+        return DrawSampler(steps, self.batch_size, rank, world)
+
+    def _patches(self, world: int) -> PatchDataset:
+        """The training samples by draw."""
+        return PatchDataset(self._reader("train"), self._patch, self.augment, self.seed)
+
+    @property
+    def _patch(self) -> Patch:
+        return self.patch or Patch(list(self.patch_shape), foreground=0)
+
+    def _sizes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Shapes and types of the large tensors of a training batch, which are all of one size."""
         schema, shape = self._schema, self.patch_shape[: self.spatial_dims]
         channels = len(self.prepared["train"][0].channels)
+        like: dict[str, tuple[tuple[int, ...], torch.dtype]]
         like = {"image": ((self.batch_size, channels, *shape), torch.float32)}
         if schema.values:
             like["label"] = ((self.batch_size, 1, *shape), schema.label_type)
-        return Slots(self.workers, like)
+        return like
 
     def val_dataloader(self) -> SampleLoader:
         """Whole validation cases, this rank's share of them."""
@@ -269,7 +278,8 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _at_least(name: str, value: int, least: int) -> None:
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise UsageError where a number is too small."""
     if value < least:
         raise UsageError(f"data.{name}: {value} is too small; write a whole number of at least {least}")
 

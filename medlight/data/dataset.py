@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from medlight.data.loader import Sample
 from medlight.data.patches import Patch, Triple, Window, cut, place
 from medlight.data.pipeline import Pipeline
-from medlight.data.sampler import case_of
+from medlight.data.sampler import InTurn, Order
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare import Normaliser, PreparedCase
 
@@ -134,38 +134,54 @@ def for_channels(normalise: Normalisers, channels: int) -> list[Normaliser]:
 
 
 class PatchDataset(Dataset[Sample]):
-    """Training samples by draw number: the same number always gives the same sample."""
+    """Training samples by draw number: the same number always gives the same sample.
 
-    def __init__(self, reader: Reader, patch: Patch, augment: Sequence[tio.Transform], seed: int) -> None:
+    order: says which case a draw takes; all of them in turn where it is None.
+    """
+
+    def __init__(
+        self, reader: Reader, patch: Patch, augment: Sequence[tio.Transform], seed: int, order: Order | None = None
+    ) -> None:
         self.reader = reader
         self.patch = patch
         self.pipeline = Pipeline(augment)
         self.seed = seed
+        self.order = order or InTurn(seed, range(len(reader.cases)))
 
     def __getitem__(self, draw: int) -> Sample:
-        number = case_of(self.seed, draw, len(self.reader.cases))
+        number = self.order(draw)
         try:
-            return self._sample(number, np.random.default_rng([self.seed, draw]))
+            return self._sample(number, draw)
         except Exception as error:
             raise failed(self.reader.name(number), error) from error
 
-    def _sample(self, number: int, rng: np.random.Generator) -> Sample:
+    def _sample(self, number: int, draw: int) -> Sample:
+        rng = np.random.default_rng([self.seed, draw])
+        window = self._window(number, rng)
+        return self._finished(number, self._augmented(number, window, int(rng.integers(2**63))))
+
+    def _window(self, number: int, rng: np.random.Generator) -> Window:
+        """Where in its case the patch lies."""
         prepared = self.reader.cases[number]
-        shape = spatial(prepared)
-        window = place(self.patch.shape, shape, rng, self._centre(prepared, rng))
-        with self.pipeline.seeded(int(rng.integers(2**63))):
+        return place(self.patch.shape, spatial(prepared), rng, self._centre(prepared, rng))
+
+    def _augmented(self, number: int, window: Window, seed: int) -> tio.Subject:
+        """A part of a case after ``augment``."""
+        prepared = self.reader.cases[number]
+        with self.pipeline.seeded(seed):
             plan = self.pipeline.plan(window, prepared.affine)
-            slab = plan.needed.inside(shape)
+            slab = plan.needed.inside(spatial(prepared))
             subject = self._subject(number, slab, prepared.affine)
-            subject = self.pipeline.run(subject, slab, plan)
+            return self.pipeline.run(subject, slab, plan)
+
+    def _finished(self, number: int, subject: tio.Subject) -> Sample:
         images = subject.get_images_dict(intensity_only=False)
         label = images["label"].data if "label" in images else None
         return self.reader.sample(number, images["image"].data, label)
 
     def _subject(self, number: int, slab: Window, affine: npt.NDArray[np.float64]) -> tio.Subject:
         """Read a part of a case as TorchIO's transforms want it."""
-        moved = affine.copy()
-        moved[:3, 3] += affine[:3, :3] @ slab.low
+        moved = corner(affine, slab)
         images: dict[str, tio.Image] = {"image": tio.ScalarImage(tensor=self.reader.image(number, slab), affine=moved)}
         label = self.reader.label(number, slab)
         if label is not None:
@@ -205,6 +221,33 @@ class WholeDataset(Dataset[Sample]):
             raise failed(self.reader.name(number), error) from error
 
 
+class FixedDataset(Dataset[Sample]):
+    """A few patches of each case, always the same ones: drawn from the seed, the case's content and their number."""
+
+    def __init__(self, reader: Reader, patch: Patch, count: int, seed: int) -> None:
+        self.reader = reader
+        self.patch = patch
+        self.count = count
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.reader.cases) * self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        number, which = divmod(index, self.count)
+        try:
+            prepared = self.reader.cases[number]
+            shape = spatial(prepared)
+            rng = np.random.default_rng([self.seed, int(prepared.digest[:16], 16), which])
+            window = place(self.patch.shape, shape, rng, None)
+            slab = window.inside(shape)
+            image, label = self.reader.image(number, slab), self.reader.label(number, slab)
+            inner = window.seen_from(slab)
+            return self.reader.sample(number, cut(image, inner), None if label is None else cut(label, inner))
+        except Exception as error:
+            raise failed(self.reader.name(number), error) from error
+
+
 def failed(case_id: str, error: Exception) -> SampleError:
     """Return the error that names the case, what went wrong, and what that came from."""
     chain: list[BaseException] = [error]
@@ -214,6 +257,13 @@ def failed(case_id: str, error: Exception) -> SampleError:
         ("" if isinstance(e, MedlightError) else f"{type(e).__name__}: ") + " ".join(str(e).split()) for e in chain
     ]
     return SampleError(f"case {case_id}: {', from '.join(texts)}")
+
+
+def corner(affine: npt.NDArray[np.float64], window: Window) -> npt.NDArray[np.float64]:
+    """The affine of a window of an image that has this one."""
+    moved = affine.copy()
+    moved[:3, 3] += affine[:3, :3] @ window.low
+    return moved
 
 
 def spatial(prepared: PreparedCase) -> Triple:

@@ -41,9 +41,10 @@ class Pipeline:
     it is a RandomSpatial, is drawn before anything is read: then only what that very movement needs is read.
     """
 
-    def __init__(self, transforms: Sequence[tio.Transform]) -> None:
+    def __init__(self, transforms: Sequence[tio.Transform], key: str = "data.augment") -> None:
+        self.key = key  # what an error calls the list
         self.transforms: list[tio.Transform] = copy.deepcopy(list(transforms))
-        every = [inner for transform in self.transforms for inner in _walk(transform)]
+        every = [inner for transform in self.transforms for inner in walk(transform)]
         for transform in every:
             transform.copy = False
         self._lead = self._find_lead()
@@ -89,24 +90,24 @@ class Pipeline:
         """
         target = plan.target.seen_from(slab)
         if plan.movement is None:
-            _cut_all(subject, target)
+            cut_all(subject, target)
         for transform in self.transforms:
             if transform is not self._lead:
                 subject = transform(subject)
             elif plan.movement is not None:
                 self._lead.move(subject, plan.movement, target)
-                _cut_all(subject, target, moved=self._lead.get_images(subject))
+                cut_all(subject, target, moved=self._lead.get_images(subject))
         for image in subject.get_images(intensity_only=False):
             if tuple(image.spatial_shape) != plan.target.size:
                 raise UsageError(
-                    f"data.augment: the transforms turned a patch of {plan.target.size} voxels into "
+                    f"{self.key}: the transforms turned a patch of {plan.target.size} voxels into "
                     f"{tuple(image.spatial_shape)}; leave out those that change the shape"
                 )
-        _cut_all(subject, plan.window.seen_from(plan.target))
+        cut_all(subject, plan.window.seen_from(plan.target))
         return subject
 
 
-def _cut_all(subject: tio.Subject, window: Window, moved: Sequence[tio.Image] = ()) -> None:
+def cut_all(subject: tio.Subject, window: Window, moved: Sequence[tio.Image] = ()) -> None:
     """Cut a window out of all images, and bring their affines there; ``moved`` ones have been cut already."""
     for image in subject.get_images(intensity_only=False):
         if not any(image is other for other in moved):
@@ -117,9 +118,9 @@ def _cut_all(subject: tio.Subject, window: Window, moved: Sequence[tio.Image] = 
             image.affine = affine
 
 
-def _walk(transform: tio.Transform) -> Iterator[tio.Transform]:
+def walk(transform: tio.Transform) -> Iterator[tio.Transform]:
     """A transform and those it is composed of."""
     yield transform
     inner: Any = getattr(transform, "transforms", None) or getattr(transform, "transforms_dict", None) or ()
     for child in inner:
-        yield from _walk(child)
+        yield from walk(child)

@@ -59,6 +59,22 @@ def reach_of(transform: tio.Transform, size: Triple, affine: npt.NDArray[np.floa
             return (0, 0, 0)
 
 
+def moves(transform: tio.Transform) -> bool:
+    """Whether a transform is known to move voxels: flips do too, which look no further than the patch.
+
+    Those that a transform is composed of are to be asked one by one.
+    """
+    if not isinstance(transform, tio.MonaiAdapter):
+        return isinstance(transform, tio.SpatialTransform)
+    return _monai_moves(transform.monai_transform)
+
+
+def _monai_moves(monai_transform: Any) -> bool:
+    inner = getattr(monai_transform, "transforms", None) or ()
+    place = type(monai_transform).__module__
+    return place.startswith(("monai.transforms.spatial", "monai.transforms.croppad")) or any(map(_monai_moves, inner))
+
+
 def _is_spatial(monai_transform: Any) -> bool:
     inner = getattr(monai_transform, "transforms", None)
     if inner is not None:
