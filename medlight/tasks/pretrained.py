@@ -82,13 +82,15 @@ def load_into(network: nn.Module, spec: str | Mapping[str, Any]) -> Report:
     where less than ``least`` of the network's weights would come of it.
     """
     settings = check(spec)
-    file = Path(settings["weights"])
-    weights = read_weights(file)
+    file = Path(settings["weights"]).expanduser()
+    if not file.is_file():
+        raise UsageError(f"{KEY}: {file}: no such file of weights{_beside(file)}")
     digest = sha256(file)
     if settings["sha256"] not in (None, digest):
         raise MedlightError(
             f"{KEY}: {file} was altered since its digest was recorded ({settings['sha256'][:12]}, now {digest[:12]})"
         )
+    weights = read_weights(file)
     new, report = _fitted(network, weights, settings["inflate"], digest)
     if report.share < settings["least"] or not new:
         raise MedlightError(_too_little(file, report, settings, weights, network))
@@ -106,7 +108,7 @@ def _fitted(
     state = network.state_dict()
     names = _matched(state, weights)
     layers = {f"{name}.weight": layer for name, layer in network.named_modules(remove_duplicate=False)}
-    image = _image_channels(state), _image_channels({there: weights[name] for there, name in names.items()})
+    image = _image_channels(layers, names, weights)
     report, new = Report(sha256=digest, unexpected=sorted(set(weights) - set(names.values()))), {}
     for name, old in state.items():
         found = weights.get(names.get(name, ""))
@@ -116,7 +118,7 @@ def _fitted(
             new[name] = found
             report.loaded.append(name)
         else:
-            reads_image = found.ndim > 2 and (old.shape[1], found.shape[1]) == image
+            reads_image = min(found.ndim, old.ndim) > 2 and (old.shape[1], found.shape[1]) == image
             made = adapt(layers[name], found, how, reads_image) if name in layers else None
             (report.missing if made is None else report.adapted).append(name)
             said = f"{_shape(found)} in the file, {_shape(old)} in the network"
@@ -153,9 +155,14 @@ def _prefixes(names: Mapping[str, Tensor]) -> list[str]:
     return sorted(found, key=lambda prefix: (len(prefix), prefix))
 
 
-def _image_channels(tensors: Mapping[str, Tensor]) -> int:
-    """Input channels of the first kernel: how many the image has."""
-    return next((value.shape[1] for value in tensors.values() if value.ndim > 2), 0)
+def _image_channels(
+    layers: Mapping[str, nn.Module], names: Mapping[str, str], weights: Mapping[str, Tensor]
+) -> tuple[int, int]:
+    """Input channels of the first convolution, in the network and in the file."""
+    for here, layer in layers.items():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and here in names:
+            return layer.weight.shape[1], weights[names[here]].shape[1]
+    return 0, 0
 
 
 def _with_share(report: Report, network: nn.Module, new: set[str]) -> Report:
@@ -180,6 +187,10 @@ def _too_little(
         f"{KEY}: {file}: only {report.share:.1%} of the weights of {type(network).__name__} are in it, less than "
         f"{settings['least']:.0%}; missing: {', '.join(missing)}; mend: {mend}"
     )
+
+
+def _beside(file: Path) -> str:
+    return nearest(file.name, [entry.name for entry in file.parent.iterdir()]) if file.parent.is_dir() else ""
 
 
 def _several(names: list[str]) -> Iterator[str]:

@@ -46,7 +46,9 @@ def test_segmentation_gives_logits_of_the_image_s_size_whatever_the_strides(dims
 def test_both_are_built_from_a_spec_and_the_data():
     data = {"spatial_dims": 3, "channels": ["t1"], "patch_size": [16, 16, 16]}
     named = "medlight.networks.efficientnet_lite."
-    classifier = networks.build({"class_path": named + "EfficientNetLite0", "init_args": {"strides": [1, 2, 2, 2, 1]}}, data, 5)
+    classifier = networks.build(
+        {"class_path": named + "EfficientNetLite0", "init_args": {"strides": [1, 2, 2, 2, 1]}}, data, 5
+    )
     assert networks.output_shape(classifier, (1, 1, 16, 16, 16)) == (1, 5)
     spec = {"class_path": named + "EfficientNetLite0UNet", "init_args": {"strides": [1, 2, 2, 2, 1]}}
     assert networks.output_shape(networks.build(spec, data, 3), (1, 1, 16, 16, 16)) == (1, 3, 16, 16, 16)
