@@ -9,15 +9,34 @@ if TYPE_CHECKING:
     from medlight.tasks.base import Task
     from medlight.tasks.checkpoint import load
     from medlight.tasks.classification import ClassificationTask
+    from medlight.tasks.copy_paste import CopyPasteSegmentation
+    from medlight.tasks.fixmatch import FixMatchTask
+    from medlight.tasks.mean_teacher import MeanTeacherClassification, MeanTeacherSegmentation
     from medlight.tasks.segmentation import SegmentationTask
+    from medlight.tasks.uncertainty import UncertaintyAwareSegmentation
 
 _PLACES = {
     "ClassificationTask": "classification",
+    "CopyPasteSegmentation": "copy_paste",
+    "FixMatchTask": "fixmatch",
+    "MeanTeacherClassification": "mean_teacher",
+    "MeanTeacherSegmentation": "mean_teacher",
     "SegmentationTask": "segmentation",
     "Task": "base",
+    "UncertaintyAwareSegmentation": "uncertainty",
     "load": "checkpoint",
 }
-__all__ = ["ClassificationTask", "SegmentationTask", "Task", "load"]
+__all__ = [
+    "ClassificationTask",
+    "CopyPasteSegmentation",
+    "FixMatchTask",
+    "MeanTeacherClassification",
+    "MeanTeacherSegmentation",
+    "SegmentationTask",
+    "Task",
+    "UncertaintyAwareSegmentation",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:
