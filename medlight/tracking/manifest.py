@@ -156,6 +156,7 @@ def data_fingerprint(datamodule: Any) -> dict[str, Any]:
 
     Cases go by the ids of a manifest, else by their content (``datamodule.recorded``); those left out are numbered.
     mended: of DICOM cases in which anything was, a line each; only where there are such.
+    labelled: the training cases that kept their label, in the same names; only of a data module that hides some.
     digest: one over all of it, to tell data sets apart at a glance.
     """
     split = getattr(datamodule, "split", None)
@@ -164,8 +165,11 @@ def data_fingerprint(datamodule: Any) -> dict[str, Any]:
     split_ids = split.to_dict() if split is not None else {}
     parts = {name: [names.get(case, case) for case in ids] for name, ids in split_ids.items()}
     bad = [_reason(case.reason) for case in getattr(datamodule, "bad", [])]
-    whole = json.dumps([digests, parts], sort_keys=True).encode()
-    found = {"digest": hashlib.sha256(whole).hexdigest()[:16], "cases": digests, "split": parts, "left_out": bad}
+    hides = hasattr(datamodule, "labelled_ids")
+    labelled = {"labelled": [names.get(case, case) for case in datamodule.labelled_ids]} if hides else {}
+    whole = json.dumps([digests, parts, *labelled.values()], sort_keys=True).encode()
+    digest = hashlib.sha256(whole).hexdigest()[:16]
+    found = {"digest": digest, "cases": digests, "split": parts, **labelled, "left_out": bad}
     mended = dict(getattr(datamodule, "mended", {}))
     return {**found, "mended": mended} if mended else found
 
