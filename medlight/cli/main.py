@@ -23,6 +23,7 @@ COMMANDS = {
     "test": "measure a checkpoint on the test cases",
     "sweep": "search architectures and hyper-parameters, one process a trial",
     "rerun": "run a recorded run once more, and say whether it comes out the same",
+    "reproduce": "run a study of published results, and say whether they came out",
     "compare": "compare runs or a sweep: table, paired tests, HTML page",
     "export": "turn a run's best checkpoint into a checked bundle",
     "predict": "run a bundle on scans",

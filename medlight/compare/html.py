@@ -42,7 +42,7 @@ def page(comparison: Comparison) -> str:
         for name, svg in figures.items()
         if svg
     )
-    return _fill(title, subtitle, body + _metrics(comparison))
+    return fill(title, subtitle, body + _metrics(comparison))
 
 
 def summary_page(record: Record, splits: dict[str, list[dict[str, Any]]]) -> str:
@@ -53,16 +53,17 @@ def summary_page(record: Record, splits: dict[str, list[dict[str, Any]]]) -> str
         rows = []
         for line in lines:
             mean = Estimate(line["mean"], line["low"], line["high"], line["n"])
-            cells = [_text(line["metric"], "name"), _estimate(mean), _number(line["n"])]
-            cells += [_number(line[key]) for key in ("median", "min", "max")]
-            rows.append(("", [*cells, _text(line["worst_case"])]))
-        body += f"<h2>{split} cases</h2>" + _table([*head, ("worst case", False)], rows)
+            cells = [text_cell(line["metric"], "name"), _estimate(mean), number_cell(line["n"])]
+            cells += [number_cell(line[key]) for key in ("median", "min", "max")]
+            rows.append(("", [*cells, text_cell(line["worst_case"])]))
+        body += f"<h2>{split} cases</h2>" + table([*head, ("worst case", False)], rows)
     if without_interval(splits):
         body += f"<ul class='soft'><li>{html.escape(NO_INTERVAL)}</li></ul>"
-    return _fill(record.name, f"run {record.run_id}, {state(Row(record, {}, None))}", body)
+    return fill(record.name, f"run {record.run_id}, {state(Row(record, {}, None))}", body)
 
 
-def _fill(title: str, subtitle: str, body: str) -> str:
+def fill(title: str, subtitle: str, body: str) -> str:
+    """Return a whole page around a body of HTML; title and subtitle are plain text."""
     template = Template(resources.files("medlight.compare").joinpath("page.html").read_text(encoding="utf-8"))
     return template.substitute(title=html.escape(title), subtitle=html.escape(subtitle), body=body)
 
@@ -74,12 +75,12 @@ def _scores(comparison: Comparison) -> str:
     for row in comparison.rows:
         pairs = row.paired.difference if row.paired else None
         size = pairs or row.mean
-        mean = _estimate(row.mean) if row.mean and row.mean.n else _number(row.score)
-        cells = [_name(row), _text(state(row)), mean, _estimate(pairs), _p(row)]
-        cells += [_number(size.n if size else None)]
-        cells += [_text(shown(row.params.get(name, NONE))) for name in comparison.parameters]
+        mean = _estimate(row.mean) if row.mean and row.mean.n else number_cell(row.score)
+        cells = [_name(row), text_cell(state(row)), mean, _estimate(pairs), _p(row)]
+        cells += [number_cell(size.n if size else None)]
+        cells += [text_cell(shown(row.params.get(name, NONE))) for name in comparison.parameters]
         rows.append((_kind(row, comparison), cells))
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _metrics(comparison: Comparison) -> str:
@@ -88,10 +89,10 @@ def _metrics(comparison: Comparison) -> str:
         return ""
     head = [("run", False)] + [(name, True) for name in names]
     rows = [
-        (_kind(row, comparison), [_name(row), *(_number(row.record.metrics.get(name)) for name in names)])
+        (_kind(row, comparison), [_name(row), *(number_cell(row.record.metrics.get(name)) for name in names)])
         for row in comparison.rows
     ]
-    return "<h2>All metrics at each run's best epoch, as logged</h2>" + _table(head, rows)
+    return "<h2>All metrics at each run's best epoch, as logged</h2>" + table(head, rows)
 
 
 def _kind(row: Row, comparison: Comparison) -> str:
@@ -101,7 +102,9 @@ def _kind(row: Row, comparison: Comparison) -> str:
     return "listed" if listed else ""
 
 
-def _table(head: Sequence[tuple[str, bool]], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+def table(head: Sequence[tuple[str, bool]], rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return a table that sorts: columns (name, whether numbers), rows (class, cells as HTML)."""
+
     # Names hold no spaces: a break is allowed where a person would make one.
     def breakable(name: str) -> str:
         escaped = html.escape(name)
@@ -115,7 +118,8 @@ def _table(head: Sequence[tuple[str, bool]], rows: Sequence[tuple[str, Sequence[
     return f"<div class='scroll'><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
-def _text(text: str, kind: str = "") -> str:
+def text_cell(text: str, kind: str = "") -> str:
+    """Return a cell of text."""
     kinds = f"{kind} long" if max(map(len, text.split()), default=0) > 22 else kind
     return f"<td class='{kinds.strip()}'>{html.escape(text)}</td>"
 
@@ -125,7 +129,8 @@ def _name(row: Row) -> str:
     return f"<td class='name long' data-sort='{name}'>{name}<small><code>{run_id}</code></small></td>"
 
 
-def _number(value: float | None) -> str:
+def number_cell(value: float | None) -> str:
+    """Return a cell of a number; a dash for none."""
     known = value is not None and math.isfinite(value)
     shown = str(value) if isinstance(value, int) else number(value)
     return f"<td class='number' data-sort='{value if known else ''}'>{shown}</td>"
@@ -133,7 +138,7 @@ def _number(value: float | None) -> str:
 
 def _estimate(found: Estimate | None) -> str:
     if found is None or not found.n:
-        return _number(None)
+        return number_cell(None)
     ends = f"<small>{bounds(found, ' to ')}</small>"
     return f"<td class='number' data-sort='{found.mean}'>{number(found.mean)}{ends}</td>"
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _INK = "#010203"  # stands for the page's own text colour
 _BEST, _OTHER = "#e8710a", "#4c8bd6"
-_PALETTE = (_OTHER, "#2e9e6b", "#a463c9", "#0fa3b1", "#c2185b", "#8d6e4f", "#7a8794", "#b5a100")
+PALETTE = (_OTHER, "#2e9e6b", "#a463c9", "#0fa3b1", "#c2185b", "#8d6e4f", "#7a8794", "#b5a100")
 _FEW_POINTS = 12  # a curve of no more shows where they are
 _STYLE = {
     "svg.fonttype": "none",
@@ -58,8 +58,8 @@ def colours(comparison: Comparison) -> dict[str, str]:
     """The colour of each run (by id) in all plots; where more runs are drawn than there are colours, the best's own."""
     drawn = [row for row in comparison.rows if row.mean or any(row.record.curves.values())]
     others = [row.record.run_id for row in drawn if not row.best]
-    few = len(others) <= len(_PALETTE)
-    found = {run_id: _PALETTE[index] if few else _OTHER for index, run_id in enumerate(others)}
+    few = len(others) <= len(PALETTE)
+    found = {run_id: PALETTE[index] if few else _OTHER for index, run_id in enumerate(others)}
     return found | {row.record.run_id: _BEST for row in drawn if row.best}
 
 
@@ -85,7 +85,7 @@ def distribution(comparison: Comparison) -> str:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(f"{metric.name}, one point a case")
 
-    return _svg(draw, 0.9 + 0.42 * len(found), "cases")
+    return svg(draw, 0.9 + 0.42 * len(found), "cases")
 
 
 def _box(axes: Axes, values: list[float], position: int, colour: str) -> None:
@@ -131,7 +131,7 @@ def curves(comparison: Comparison, name: str | None = None) -> str:
         axes.set_ylabel(name)
         axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
-    return _svg(draw, 3.6, "curves")
+    return svg(draw, 3.6, "curves")
 
 
 def parameters(comparison: Comparison) -> str:
@@ -154,7 +154,7 @@ def parameters(comparison: Comparison) -> str:
             if index % columns == 0:
                 axes.set_ylabel(comparison.metric.name)
 
-    return _svg(draw, 2.6 * lines, "parameters")
+    return svg(draw, 2.6 * lines, "parameters")
 
 
 def _scatter(axes: Axes, rows: Sequence[Row], name: str, colour: Mapping[str, str]) -> None:
@@ -187,8 +187,11 @@ def _places(texts: Sequence[str]) -> tuple[list[float], list[str], bool]:
     return numbers, [], min(numbers) > 0 and max(numbers) / min(numbers) >= 20
 
 
-def _svg(draw: Callable[[Figure], None], height: float, prefix: str) -> str:
-    """Draw on a figure of its own (no global state, no window) and return its ``<svg>`` element."""
+def svg(draw: Callable[[Figure], None], height: float, prefix: str) -> str:
+    """Draw on a figure of its own (no global state, no window) and return its ``<svg>`` element.
+
+    height: in inches. prefix: of the element's ids, another for each plot of a page.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -204,9 +207,9 @@ def _svg(draw: Callable[[Figure], None], height: float, prefix: str) -> str:
     return _for_page(stream.getvalue(), prefix)
 
 
-def _for_page(svg: str, prefix: str) -> str:
+def _for_page(drawn: str, prefix: str) -> str:
     """Cut the file's head, let the page's text colour in, and make ids that no other plot of the page has."""
-    body = svg[svg.index("<svg") :].strip()
+    body = drawn[drawn.index("<svg") :].strip()
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{prefix}-", body)
     body = re.sub(

@@ -5,15 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import optuna
@@ -22,7 +17,7 @@ from optuna.trial import TrialState
 
 from medlight.config import Config
 from medlight.errors import UsageError
-from medlight.launch import workers
+from medlight.launch import slots, workers
 from medlight.launch.workers import Ended, Job, Report, Worker
 from medlight.sweeps import rows, space, study
 from medlight.sweeps.record import Record
@@ -86,7 +81,7 @@ def run(sweep: Sweep, watcher: Watcher, *, resume: bool = False, target: str = T
         record.start(resolved, hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
         loop = _Loop(sweep, {**resolved, **settled}, found, storage, record, watcher, target)
         try:
-            with _stoppable() as stop:
+            with slots.stoppable() as stop:
                 loop.run(stop)
         except BaseException as error:
             record.killed(workers.one_line(error))
@@ -150,47 +145,13 @@ def _prepared(sweep: Sweep, resolved: Config, existing: optuna.Study | None) -> 
     tasks = {config["model"]["class_path"]: config for _, config in space.corners(sweep.space, resolved)}
     tasks.pop(resolved["model"]["class_path"], None)
     arguments = {"configs": [resolved, *tasks.values()], "objectives": sweep.objectives}
-    job = Job(PREPARE, arguments, threads=threads(sweep), environment=devices(sweep, resolved, 0))
+    job = Job(PREPARE, arguments, threads=threads(sweep), environment=slots.devices(resolved, 0))
     return dict(workers.run(job))
 
 
 def threads(sweep: Sweep) -> int:
     """CPU threads of one trial: as written, else an equal share of the cores."""
-    return sweep.threads or max(1, len(os.sched_getaffinity(0)) // sweep.workers)
-
-
-def devices(sweep: Sweep, config: Config, slot: int) -> dict[str, str]:
-    """The environment that gives a worker's slot its own GPUs, as many as the fit asks for."""
-    import torch
-
-    trainer = config.get("trainer", {})
-    if trainer.get("accelerator", "auto") not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
-        return {}
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    known = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
-    asked = trainer.get("devices", 1)
-    each = len(asked) if isinstance(asked, list) else int(asked) if str(asked).isdigit() else 1
-    mine = [known[(slot * each + index) % len(known)] for index in range(min(each, len(known)))]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(mine)}
-
-
-@contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return sweep.threads or slots.threads(sweep.workers)
 
 
 class _Loop:
@@ -274,7 +235,7 @@ class _Loop:
             {"config": {**config, "name": name}, "launch": launch, "config_file": str(logs / f"{trial.number}.yaml")},
             log=logs / f"{trial.number}.log",
             threads=threads(self.sweep),
-            environment=devices(self.sweep, config, index),
+            environment=slots.devices(config, index),
             memory_limit=self.sweep.memory_limit_gb,
         )
         self.slots[index] = _Running(trial, Worker(job), dict(trial.params), launch)

@@ -197,12 +197,15 @@ def runs_of(study: str, kind: str | None = None) -> list[Run]:
 
 
 def unfinished(study: str, name: str, digest: str) -> list[Run]:
-    """Return the fits of this study, name and configuration that have not come to their end, newest first."""
+    """Return the fits of this study, name and configuration that have not come to their end, newest first.
+
+    Not those that another took the place of (``medlight.state`` superseded).
+    """
 
     def waits(run: Run) -> bool:
         tags = run.data.tags
         wanted = tags.get("medlight.name") == name and tags.get("medlight.config_digest") == digest
-        return wanted and run.info.status != "FINISHED"
+        return wanted and run.info.status != "FINISHED" and tags.get("medlight.state") != "superseded"
 
     return [run for run in runs_of(study, "fit") if waits(run)]
 

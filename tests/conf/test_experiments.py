@@ -10,10 +10,27 @@ import pytest
 import yaml
 
 from medlight.cli.main import main
+from medlight.reproduce import expected as expected_yaml
 
 ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "experiments"
-FITS = [p for p in sorted(STUDIES.glob("*/*.yaml")) if "model" in (yaml.safe_load(p.read_text()) or {})]
+
+
+def fits() -> dict[str, list[Path]]:
+    """By name the files of each fit: the variants of a study; a file of its own where there are none."""
+    found: dict[str, list[Path]] = {}
+    for folder in sorted({path.parent for path in STUDIES.glob("*/*.yaml")}):
+        expected = folder / "expected.yaml"
+        variants = expected_yaml.read(folder).variants.values() if expected.is_file() else []
+        parts = {folder / file for variant in variants for file in variant.files}
+        found |= {f"{folder.name}/{v.name}": [folder / file for file in v.files] for v in variants}
+        for path in sorted(set(folder.glob("*.yaml")) - parts):
+            if "model" in (yaml.safe_load(path.read_text()) or {}):
+                found[f"{folder.name}/{path.stem}"] = [path]
+    return found
+
+
+FITS = fits()
 SWEEPS = [p for p in sorted(STUDIES.glob("*/*.yaml")) if "space" in (yaml.safe_load(p.read_text()) or {})]
 
 
@@ -32,8 +49,10 @@ def _name(path: Path) -> str:
     return f"{path.parent.name}/{path.stem}"
 
 
-@pytest.mark.parametrize("path", FITS, ids=_name)
-def test_two_steps_of_each_fit(path: Path, studies: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("files", FITS.values(), ids=FITS)
+def test_two_steps_of_each_fit(
+    files: list[Path], studies: Path, workdir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEDLIGHT_DATA", str(studies))
     short = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--precision=32-true", "--channels_last=false"]
     more = [
@@ -42,7 +61,10 @@ def test_two_steps_of_each_fit(path: Path, studies: Path, workdir: Path, monkeyp
         "--data.workers=0",
         "--data.batch_size=2",
     ]
-    assert main(["fit", "-c", str(path), *short, *more]) == 0
+    config = [argument for path in files for argument in ("-c", str(path))]
+    if any("variant:" in path.read_text() for path in files):  # it would start from another run
+        more.append("--model.pretrained=null")
+    assert main(["fit", *config, *short, *more]) == 0
     (run,) = (workdir / "mlruns" / "artifacts").iterdir()
     assert (run / "artifacts" / "checkpoints" / "best.ckpt").is_file()
 

@@ -1,0 +1,102 @@
+"""What runs in the worker processes of a study."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from medlight.config import Config
+from medlight.errors import CaseError, MedlightError, UsageError
+from medlight.launch.workers import Reporter
+
+
+def inspect(variants: list[str], configs: list[Config], report: Reporter) -> list[dict[str, Any]]:
+    """Prepare the data of several fits, and say what only built tasks and data know.
+
+    Args:
+        variants: their names, for errors.
+        configs: as many.
+        report: nobody is told.
+
+    Returns: for each ``digest`` (of the data), ``metrics`` (names that will be logged), ``tested`` (whether there are
+    test figures to be had), ``monitor``.
+    Raises: UsageError for data or arguments that can't be used.
+    """
+    from medlight.launch.fit import quiet
+
+    quiet()
+    found = []
+    for variant, config in zip(variants, configs, strict=True):
+        try:
+            found.append(_inspected(config))
+        except (UsageError, CaseError) as error:
+            raise UsageError(f"variant {variant}: {error}") from None
+    return found
+
+
+def _inspected(config: Config) -> dict[str, Any]:
+    from medlight.launch.resolve import parse
+    from medlight.tracking.manifest import data_fingerprint
+
+    task: Any
+    data: Any
+    task, data, _ = parse(config).build()
+    data.prepare_data()
+    data.setup("fit")
+    if hasattr(task, "take_data"):
+        task.take_data(data.signature())
+    metrics = list(task.logged_metrics()) if hasattr(task, "logged_metrics") else []
+    has_cases = bool(getattr(data, "prepared", {"test": True}).get("test"))
+    return {
+        "digest": data_fingerprint(data)["digest"],
+        "metrics": metrics,
+        "tested": has_cases and any(name.startswith("test/") for name in metrics),
+        "monitor": str(getattr(task, "monitor", "")),
+    }
+
+
+def fit_and_test(
+    config: Config,
+    launch: dict[str, Any],
+    config_file: str,
+    fitted: str | None,
+    tested: bool,
+    minutes: float,
+    report: Reporter,
+) -> dict[str, Any]:
+    """Train one variant with one seed, and measure its best checkpoint on the test cases.
+
+    Args:
+        config: resolved.
+        launch: fields of `medlight.launch.fit.Launch`.
+        config_file: where the configuration is written for the other ranks of a distributed fit, which Lightning starts
+            as the command in ``sys.argv``: an ordinary ``medlight fit``.
+        fitted: a run that was trained to its end before; it is only measured.
+        tested: whether there are test cases to measure.
+        minutes: what an earlier, interrupted part of this run took.
+        report: gets each validation.
+
+    Returns: ``run_id`` and ``minutes`` (all parts of the run together).
+    """
+    from medlight.launch.fit import Launch, evaluate, fit, quiet
+    from medlight.tracking import store
+
+    quiet()
+    start = time.monotonic()
+    Path(config_file).write_text(yaml.safe_dump(config, sort_keys=False))
+    sys.argv = ["medlight", "fit", "-c", config_file]
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("medlight.cli.main")
+    run_id = fitted or fit(config, Launch(kind="fit", report=report, **launch)).run_id
+    if tested:
+        try:
+            evaluate(config, store.artifact(run_id, "checkpoints/best.ckpt"), "test", run_id)
+        except UsageError as error:  # the fit itself took this configuration
+            raise MedlightError(f"test of run {run_id}: {error}") from None
+    total = minutes + (time.monotonic() - start) / 60
+    store.client().set_tag(run_id, "medlight.minutes", f"{total:.3f}")
+    return {"run_id": run_id, "minutes": total}
