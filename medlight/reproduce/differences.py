@@ -15,8 +15,11 @@ from medlight.config import Config, flatten
 from medlight.tracking import manifest
 
 # Those that compute: of the images, the network, the loss, the metrics. Others are counted.
-_COMPUTING = """torch lightning pytorch-lightning monai torchio torchmetrics numpy scipy SimpleITK nibabel scikit-learn
-einops mkl nvidia-cudnn-cu12 nvidia-cublas-cu12 triton safetensors pydicom pylibjpeg""".split()
+_COMPUTING = (
+    *("torch", "lightning", "pytorch-lightning", "torchmetrics", "monai", "torchio", "einops", "triton", "mkl"),
+    *("numpy", "scipy", "scikit-learn", "SimpleITK", "nibabel", "safetensors", "pydicom", "pylibjpeg"),
+    *("nvidia-cudnn-cu12", "nvidia-cublas-cu12"),
+)
 _SHOWN = 3  # names in a note
 
 
@@ -65,8 +68,8 @@ def _of_repository(then: Mapping[str, Any] | None, diff: str, own_is_known: bool
     if then["commit"] != now["commit"]:
         found.append(Difference("commit", _commit(then), _commit(now), bool(others), _about(files, others)))
     if sections(diff) != sections(manifest.uncommitted_diff()):
-        counts = [f"{len(sections(text))} files" for text in (diff, manifest.uncommitted_diff())]
-        found.append(Difference("uncommitted changes", *counts, bool(others), _about(files, others)))
+        before, after = (f"{len(sections(text))} files" for text in (diff, manifest.uncommitted_diff()))
+        found.append(Difference("uncommitted changes", before, after, bool(others), _about(files, others)))
     return found
 
 
@@ -120,8 +123,8 @@ def of_machine(recorded: Mapping[str, Any], config: Config) -> list[Difference]:
     ]
     if then["gpus"] != now["gpus"]:
         matters = config["trainer"]["accelerator"] != "cpu"
-        gpus = [", ".join(side["gpus"]) or "none" for side in (then, now)]
-        found.append(Difference("GPUs", *gpus, matters, "" if matters else "the run used the CPU"))
+        before, after = (", ".join(side["gpus"]) or "none" for side in (then, now))
+        found.append(Difference("GPUs", before, after, matters, "" if matters else "the run used the CPU"))
     count, usable = int(recorded["threads"]["torch"]), int(now["usable_cores"])
     if count > usable:
         found.append(Difference("threads", str(count), f"{usable} at most"))
@@ -139,8 +142,8 @@ def of_data(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[Differe
             count = "all" if len(cases) == len(then) else str(len(cases))
             found.append(Difference("data", f"{len(then)} cases", f"{count} {word}", note=_few(cases)))
     if Counter(recorded["left_out"]) != Counter(now["left_out"]):
-        counts = [f"{len(side['left_out'])} left out" for side in (recorded, now)]
-        found.append(Difference("data", *counts, False, _few(sorted(set(now["left_out"])))))
+        before, after = (f"{len(side['left_out'])} left out" for side in (recorded, now))
+        found.append(Difference("data", before, after, False, _few(sorted(set(now["left_out"])))))
     return found + _of_labelled(recorded.get("labelled"), now.get("labelled")) + _of_targets(recorded, now)
 
 

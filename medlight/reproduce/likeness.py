@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from medlight.tracking import store
 
@@ -40,7 +40,11 @@ def curves(run_id: str) -> dict[str, Curve]:
     with store.reached():
         names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(_CLOCKS)]
         found = {name: client.get_metric_history(run_id, name) for name in names}
-    return {name: {p.step: p.value for p in sorted(points, key=lambda p: p.timestamp)} for name, points in found.items()}
+    return {name: _by_step(points) for name, points in found.items()}
+
+
+def _by_step(points: Iterable[Any]) -> Curve:
+    return {point.step: point.value for point in sorted(points, key=lambda point: int(point.timestamp))}
 
 
 def compare(recorded: Mapping[str, Curve], rerun: Mapping[str, Curve]) -> list[Likeness]:

@@ -25,7 +25,7 @@ _MENDS = {
 
 @dataclass(frozen=True)
 class Recorded:
-    """A finished run: its configuration, its manifest (of the last start, too, where it was resumed) and its changes."""
+    """A finished run: its configuration, its manifest (two where it was resumed) and uncommitted changes."""
 
     run_id: str
     name: str

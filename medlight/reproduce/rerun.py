@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from medlight.config import get_path
 from medlight.errors import MedlightError
 from medlight.launch import settle
 from medlight.launch.fit import Launch, evaluate, fit
@@ -21,6 +22,8 @@ from medlight.reproduce.differences import Difference
 from medlight.reproduce.likeness import Likeness, Verdict
 from medlight.reproduce.recorded import Recorded, RecordedSplit
 from medlight.tracking import manifest, store
+
+WEIGHTS = "medlight.pretrained_sha256"  # the tag of a run that began with weights
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ def look(recorded: Recorded) -> World:
     found += differences.of_packages(recorded.manifest["environment"]["packages"], recorded.config)
     found += differences.of_machine(recorded.manifest["environment"], recorded.config)
     found += _of_resume(recorded)
+    try:
+        found += _of_weights(recorded)
+    except MedlightError as error:
+        then = recorded.tags.get(WEIGHTS, "")[:12] or "given"
+        return World([*found, Difference("initial weights", then, "not usable")], error=error)
     try:
         data, split = _data(recorded)
     except MedlightError as error:
@@ -106,6 +114,17 @@ def _data(recorded: Recorded) -> tuple[Any, RecordedSplit | None]:
     data.prepare_data()
     data.setup("fit")
     return data, split
+
+
+def _of_weights(recorded: Recorded) -> list[Difference]:
+    """Compare the digest of the weights that the run began with."""
+    then = recorded.tags.get(WEIGHTS)
+    if then is None:
+        return []
+    from medlight.launch import weights
+
+    now = get_path(weights.resolve(recorded.config), "model.init_args.pretrained")["sha256"]
+    return [Difference("initial weights", then[:12], now[:12])] if then != now else []
 
 
 def _same_threads(recorded: Mapping[str, Any]) -> None:
