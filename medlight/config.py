@@ -21,6 +21,7 @@ from medlight.errors import UsageError
 
 Config = dict[str, Any]
 SCHEDULE = ("interval", "monitor", "warmup")  # how often a schedule steps, what it watches, how long it warms up
+GROUPS = ("groups", "layer_decay")  # learning rates of an optimiser's groups of parameters
 
 
 class _TwiceError(yaml.YAMLError):
@@ -154,7 +155,8 @@ def arguments(cls: Any) -> tuple[set[str], bool]:
 
 def check_spec(spec: Mapping[str, Any], key: str) -> None:
     """Raise UsageError where a class spec, or one inside it, names an unknown class or argument."""
-    valid = ("class_path", "init_args", *(SCHEDULE if key.endswith(".scheduler") else ()))
+    beside = {"scheduler": SCHEDULE, "optimizer": GROUPS}
+    valid = ("class_path", "init_args", *beside.get(key.rpartition(".")[2], ()))
     for name in spec:
         if name not in valid:
             raise UsageError(f"{key}.{name}: a class takes only {', '.join(valid)}{nearest(name, valid)}")
@@ -208,7 +210,8 @@ def _steps(config: Config, path: str) -> list[str]:
     steps: list[str] = []
     node: Any = config
     for part in path.split("."):
-        if is_spec(node) and part not in ("class_path", "init_args", *SCHEDULE):
+        beside = GROUPS if steps[-1:] == ["optimizer"] else SCHEDULE
+        if is_spec(node) and part not in ("class_path", "init_args", *beside):
             steps.append("init_args")
             node = node.get("init_args")
         steps.append(part)

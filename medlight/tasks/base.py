@@ -75,7 +75,11 @@ class Task(L.LightningModule):
                 continue
             if not config.is_spec(spec):
                 raise UsageError(f"{key}: expected class_path and init_args, found {spec!r}")
-            checks = {"network": networks.check, "scheduler": optimisation.check_scheduler}
+            checks = {
+                "network": networks.check,
+                "optimizer": optimisation.check_optimizer,
+                "scheduler": optimisation.check_scheduler,
+            }
             checks.get(name, config.check_spec)(spec, key)
         self._check_monitor()
 
@@ -182,8 +186,7 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimiser and the schedule."""
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = optimisation.build_optimizer(self.hparams["optimizer"] or optimisation.ADAMW, trained)
+        optimizer = optimisation.build_optimizer(self.hparams["optimizer"] or optimisation.ADAMW, self._trained())
         spec = self.hparams["scheduler"]
         if spec is None:
             return optimizer
@@ -195,11 +198,14 @@ class Task(L.LightningModule):
 
         endless: whether the fit has no last step.
         """
-        # A strategy that shards the parameters builds the network later.
-        trained = [p for p in self.parameters() if p.requires_grad] or [nn.Parameter(torch.zeros(2, 2))]
-        optimisation.rehearse(
-            self.hparams["optimizer"] or optimisation.ADAMW, self.hparams["scheduler"], trained, endless
-        )
+        trained, optimizer = self._trained(), self.hparams["optimizer"] or optimisation.ADAMW
+        if not trained:  # a strategy that shards the parameters builds the network later
+            trained = {"network": nn.Parameter(torch.zeros(2, 2))}
+            optimizer = {name: value for name, value in optimizer.items() if name not in config.GROUPS}
+        optimisation.rehearse(optimizer, self.hparams["scheduler"], trained, endless)
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     # Running.
 

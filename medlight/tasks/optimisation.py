@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau, SequentialLR
 
 from medlight import config
 from medlight.errors import UsageError
+from medlight.tasks.groups import Parameters, check_groups, grouped
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
 LENGTHS = ("total_iters", "T_max", "total_steps")
@@ -35,9 +35,22 @@ def check_scheduler(spec: Mapping[str, Any], key: str) -> None:
         raise UsageError(f"{key}.warmup: ReduceLROnPlateau can't be warmed up; leave warmup out")
 
 
-def build_optimizer(spec: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """Return the optimiser that a spec names; UsageError where it refuses its arguments."""
-    return _call(spec, parameters)
+def check_optimizer(spec: Mapping[str, Any], key: str) -> None:
+    """Raise UsageError where an optimiser's spec names an unknown class, argument or setting."""
+    config.check_spec(spec, key)
+    check_groups(spec, key)
+
+
+def build_optimizer(spec: Mapping[str, Any], parameters: Parameters) -> Optimizer:
+    """Return the optimiser that a spec names; UsageError where it refuses its arguments.
+
+    parameters: by name. spec: may carry ``groups`` and ``layer_decay`` (see `groups.grouped`); without them all
+    parameters are one group.
+    """
+    built: Optimizer = _call(spec, list(parameters.values()))
+    if not any(spec.get(name) for name in config.GROUPS):
+        return built
+    return _call(spec, grouped(spec, parameters, float(built.defaults.get("lr", 0.0))))
 
 
 def build_scheduler(
@@ -71,7 +84,7 @@ def build_scheduler(
 
 
 def rehearse(
-    optimizer: Mapping[str, Any], scheduler: Mapping[str, Any] | None, parameters: list[nn.Parameter], endless: bool
+    optimizer: Mapping[str, Any], scheduler: Mapping[str, Any] | None, parameters: Parameters, endless: bool
 ) -> None:
     """Build both as a fit of a thousand steps would, or of no end; UsageError that begins with the key to blame."""
     for name, value in config.flatten(optimizer.get("init_args") or {}).items():
@@ -87,9 +100,19 @@ def rehearse(
     _blamed("model.scheduler", _two_steps, scheduler, built, trainer)
 
 
+def _rates(optimizer: Optimizer) -> set[float]:
+    return {float(group["lr"]) for group in optimizer.param_groups}
+
+
 def _two_steps(spec: Mapping[str, Any], optimizer: Optimizer, trainer: Any) -> None:
     """Build a schedule and step it: some look at their arguments only then."""
+    rates = _rates(optimizer)
     scheduler = build_scheduler(spec, optimizer, trainer, "val/loss", "min")["scheduler"]
+    if len(rates) > 1 and len(_rates(optimizer)) == 1:
+        raise UsageError(
+            f"{spec['class_path']} gives every group of parameters the same learning rate; mend: take another "
+            "schedule, or leave the optimizer's groups and layer_decay out"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the optimiser has not stepped
         for _ in range(2):
