@@ -87,13 +87,24 @@ def _bad(value: Any, hint: Any, key: str) -> str | None:
         said = bad_value(spec.get("init_args") or {}, hints_of(cls), f"{key}.") or _missing(cls, spec, key)
         if said:
             return said
-    elif isinstance(value, list) and any(is_spec(item) for item in value):
-        for index, item in enumerate(value):
-            said = _bad(item, Any if not is_spec(item) else object, f"{key}.{index}")
-            if said:
-                return said
+    elif isinstance(value, list):
+        said = _bad_inside(value, key)
+        if said:
+            return said
     if (value is None and type(None) not in _members(hint)) or not _taken(value, hint)[0]:
-        return f"{key}: {_shown(value)} is {_not(value, hint)}"
+        inherited = _missing_in_bases(value, key) if is_spec(value) else None
+        return inherited or f"{key}: {_shown(value)} is {_not(value, hint)}"
+    return None
+
+
+def _bad_inside(value: list[Any], key: str) -> str | None:
+    """As :func:`_bad`, for the classes in a list, or in lists in it."""
+    for index, item in enumerate(value):
+        inner = f"{key}.{index}"
+        said = _bad(item, object, inner) if is_spec(item) else None
+        said = _bad_inside(item, inner) if isinstance(item, list) else said
+        if said:
+            return said
     return None
 
 
@@ -107,6 +118,17 @@ def _missing(cls: Any, spec: Mapping[str, Any], key: str) -> str | None:
     for p in parameters:
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given:
             return f"{key}.{p.name}: missing; {spec['class_path']} needs it"
+    return None
+
+
+def _missing_in_bases(spec: Mapping[str, Any], key: str) -> str | None:
+    """As :func:`_missing`, for what a class hands on to its bases."""
+    cls = import_class(spec["class_path"], f"{key}.class_path")
+    for owner in inspect.getmro(cls)[1:] if inspect.isclass(cls) else ():
+        taken = inspect.signature(vars(owner)["__init__"]).parameters if "__init__" in vars(owner) else {}
+        said = _missing(owner, spec, key) if taken and owner is not object else None
+        if said or (taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values())):
+            return said
     return None
 
 
@@ -157,7 +179,7 @@ def _name(hint: Any) -> str:
 
 def _built(value: Any, hint: Any, key: str) -> Any:
     spec = _spec(value, hint)
-    if isinstance(value, list) and any(is_spec(item) for item in value):
+    if isinstance(value, list) and any(is_spec(item) or isinstance(item, list) for item in value):
         return [_built(item, object, f"{key}.{index}") for index, item in enumerate(value)]
     if spec is None:
         return value if hint is Any or is_spec(value) else _taken(value, hint)[1]
