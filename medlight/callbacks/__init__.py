@@ -2,10 +2,11 @@
 
 from medlight.callbacks.case_table import CaseTable
 from medlight.callbacks.checkpoint import Checkpoint
+from medlight.callbacks.freeze import Freeze
 from medlight.callbacks.images import ValidationImages
 from medlight.callbacks.pruning import Pruning
 from medlight.callbacks.run_record import RunRecord
 from medlight.callbacks.step_seed import StepSeed
 from medlight.callbacks.throughput import Throughput
 
-__all__ = ["CaseTable", "Checkpoint", "Pruning", "RunRecord", "StepSeed", "Throughput", "ValidationImages"]
+__all__ = ["CaseTable", "Checkpoint", "Freeze", "Pruning", "RunRecord", "StepSeed", "Throughput", "ValidationImages"]

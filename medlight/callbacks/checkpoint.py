@@ -11,7 +11,10 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from medlight.callbacks.best import Best, Mode, scalars
+from medlight.tasks.weight_files import sha256
 from medlight.tracking.logger import MLflowLogger
+
+BEST_TAG = "medlight.best_sha256"
 
 
 class Checkpoint(LightningCheckpoint):
@@ -23,7 +26,8 @@ class Checkpoint(LightningCheckpoint):
     plateau schedulers, early stopping and epoch-wise averages after validation, some of them after the hook in which
     its own ModelCheckpoint saves, so that a fit resumed from that one takes another course.
 
-    Where the run's folder is on a server, the files are sent when the fit ends.
+    Where the run's folder is on a server, the files are sent when the fit ends. The run's tag ``medlight.best_sha256``
+    then tells what ``best.ckpt`` was: a fit that begins with its weights refuses another file.
 
     Args:
         monitor: the metric that decides; a UsageError names those there are, if it isn't logged.
@@ -73,6 +77,9 @@ class Checkpoint(LightningCheckpoint):
         """Keep the state in which the fit ended."""
         self._save_last(trainer)
         self._send(trainer)
+        best = self._folder / "best.ckpt"
+        if isinstance(trainer.logger, MLflowLogger) and trainer.is_global_zero and best.is_file():
+            trainer.logger.set_tags({BEST_TAG: sha256(best)})
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Send what there is."""

@@ -60,6 +60,7 @@ class RunRecord(L.Callback):
         again = "-resumed" if logger.resumed else ""  # the machine or the code may be another than at the start
         logger.log_text(yaml.safe_dump(self.config, sort_keys=False), "config.yaml")
         logger.log_text(json.dumps(content, indent=1), f"manifest{again}.json")
+        _write_weights(logger, getattr(trainer.lightning_module, "pretrained_report", None))
         diff = manifest.uncommitted_diff()
         if diff:
             logger.log_text(diff, f"uncommitted{again}.diff")
@@ -106,6 +107,13 @@ class RunRecord(L.Callback):
             self._monitor = None
         if isinstance(trainer.logger, MLflowLogger):
             trainer.logger.set_tags(tags)
+
+
+def _write_weights(logger: MLflowLogger, report: Any) -> None:
+    """Record which tensors the network began with, and of which file."""
+    if report is not None:
+        logger.log_text(json.dumps(report.to_dict(), indent=1), "pretrained.json")
+        logger.set_tags({"medlight.pretrained_sha256": report.sha256})
 
 
 def learning_rates(trainer: L.Trainer) -> dict[str, float]:

@@ -15,10 +15,10 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from medlight.callbacks import CaseTable, Checkpoint, Pruning, RunRecord, StepSeed, Throughput, ValidationImages
-from medlight.config import Config, nearest
+from medlight.callbacks import CaseTable, Checkpoint, Freeze, Pruning, RunRecord, StepSeed, Throughput, ValidationImages
+from medlight.config import Config, get_path, nearest
 from medlight.errors import MedlightError, UsageError
-from medlight.launch import settle
+from medlight.launch import settle, weights
 from medlight.launch.blame import bad_argument
 from medlight.launch.precision import Choice
 from medlight.launch.resolve import parse, plain
@@ -71,12 +71,16 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
     if is_rank_zero():
         store.deliver_leftovers()
     digest = config_digest(resolved)
+    initial = _initial_weights(resolved)
     previous = _resumed(study, name, digest) if launch.resume else None
     task, data, trainer_args = _build(cli, launch.kind != "trial", launch.split)
+    _take_weights(task, initial)
     _check_metrics(task, trainer_args)
     _check_validation(task, data)
     choice = settle.settle(resolved, task, data, previous.data.tags if previous else None)
     _build_network(task, resolved)
+    _check_frozen(task, trainer_args)
+    _say_weights(task, launch.kind != "trial")
     _check_optimizers(task, resolved["trainer"])
     tags = {**launch.tags, "medlight.config_digest": digest, **settle.tags(choice)}
     run_id = previous.info.run_id if previous else os.environ.get("MEDLIGHT_RUN_ID")
@@ -117,6 +121,7 @@ def resolve_precision(config: Config) -> Config:
     cli = parse(config)
     resolved = dict(plain(cli.config))
     task, data, _ = _build(cli)
+    _take_weights(task, _initial_weights(resolved))
     choice = settle.settle(resolved, task, data)
     return {**config, "precision": choice.precision, "channels_last": choice.channels_last}
 
@@ -182,6 +187,37 @@ def _build_network(task: Any, resolved: Config) -> None:
     strategy = resolved["trainer"]["strategy"]
     if isinstance(strategy, str) and (strategy == "auto" or strategy.startswith("ddp")):
         task.configure_model()
+
+
+def _initial_weights(resolved: Config) -> Any:
+    """What ``pretrained`` means, as a file with its digest; None where the model has none."""
+    try:
+        return get_path(weights.resolve(resolved), "model.init_args.pretrained")
+    except KeyError:
+        return None
+
+
+def _take_weights(task: Any, initial: Any) -> None:
+    """Hand them to the task; what is recorded stays as it was written, the same on every machine."""
+    if initial is not None:
+        task.hparams["pretrained"] = initial
+
+
+def _say_weights(task: Any, tell: bool) -> None:
+    """Tell how much of the network began with weights from a file."""
+    report = getattr(task, "pretrained_report", None)
+    if report is not None and tell and is_rank_zero():
+        print(f"weights   {report.line()}", file=sys.stderr)
+
+
+def _check_frozen(task: Any, trainer_args: dict[str, Any]) -> None:
+    """Refuse to freeze what is not there, where the network is built already."""
+    for index, callback in enumerate(trainer_args.get("callbacks") or []):
+        if isinstance(callback, Freeze) and getattr(task, "network", None) is not None:
+            try:
+                callback.check(task)
+            except UsageError as error:
+                raise UsageError(f"trainer.callbacks[{index}]: {error}") from error
 
 
 def _check_metrics(task: Any, trainer_args: dict[str, Any]) -> None:

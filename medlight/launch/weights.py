@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from medlight.callbacks.checkpoint import BEST_TAG
 from medlight.config import Config, get_path, nearest, set_path
 from medlight.errors import MedlightError, UsageError
 from medlight.tasks import pretrained
 from medlight.tasks.weight_files import SUFFIXES, sha256
 
 BEST = "checkpoints/best.ckpt"
-TAG = "medlight.best_sha256"  # what the run recorded of that file when it ended
 
 
 def resolve(config: Config) -> Config:
@@ -65,7 +65,7 @@ def _of_run(name: str) -> tuple[Path, str | None]:
     if state not in ("complete", "pruned", None):
         raise UsageError(f"{pretrained.KEY}: run {name} is {state}; mend: finish it with --resume, or name another")
     try:
-        return store.artifact(run.info.run_id, BEST), run.data.tags.get(TAG)
+        return store.artifact(run.info.run_id, BEST), run.data.tags.get(BEST_TAG)
     except MedlightError as error:
         raise UsageError(f"{pretrained.KEY}: run {name} has no {BEST}; mend: name a run of medlight fit") from error
 
