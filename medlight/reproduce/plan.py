@@ -56,6 +56,7 @@ class Standing:
     run_id: str | None = None
     minutes: float = 0.0  # what an earlier part took
     obsolete: tuple[str, ...] = ()  # runs that were cut and can't be gone on with
+    note: str = ""  # why a run that is there does not count
 
 
 def items(study: Study, budget: Budget, seeds: int) -> list[Item]:
@@ -176,6 +177,7 @@ def standing(item: Item, config: Config, runs: Iterable[Run]) -> Standing:
     digest = config_digest(config)
     cut: list[Run] = []
     obsolete: list[str] = []
+    note = ""
     for run in runs:
         tags = run.data.tags
         if tags.get("medlight.config_digest") != digest or tags.get("medlight.name") != item.name:
@@ -185,7 +187,9 @@ def standing(item: Item, config: Config, runs: Iterable[Run]) -> Standing:
             continue
         if store.is_alive(run):
             raise UsageError(f"{item.name}: another process works on run {run.info.run_id}; stop it first")
-        same = unchanged(run.info.run_id, item.data_digest)
+        differs = difference(run.info.run_id, item.data_digest)
+        same = not differs
+        note = note or (f"run {run.info.run_id[:8]} is of other {differs}" if differs else "")
         if state == "complete" and same:
             measured = not item.tested or any(name.startswith("test/") for name in run.data.metrics)
             return Standing("done" if measured else "test", run.info.run_id, spent(run))
@@ -197,18 +201,21 @@ def standing(item: Item, config: Config, runs: Iterable[Run]) -> Standing:
             obsolete.append(run.info.run_id)
     if cut:
         return Standing("resume", cut[0].info.run_id, spent(cut[0]), tuple(obsolete))
-    return Standing("start", obsolete=tuple(obsolete))
+    return Standing("start", obsolete=tuple(obsolete), note=note)
 
 
 @cache
-def unchanged(run_id: str, data_digest: str) -> bool:
-    """Whether a run was made with the data and the code of today."""
+def difference(run_id: str, data_digest: str) -> str:
+    """What a run was made with that is not as it is today: ``code (medlight.tasks.base)``, ``data``; '' for nothing."""
     try:
         manifest = json.loads(store.artifact(run_id, "manifest.json").read_text())
     except (MedlightError, ValueError):
-        return False
-    recorded = manifest.get("code")
-    return manifest["data"]["digest"] == data_digest and bool(recorded) and not changed_code(recorded)
+        return "code, as far as known"  # it was cut before it wrote down what it is
+    if manifest["data"]["digest"] != data_digest:
+        return "data"
+    changed = changed_code(manifest.get("code") or {"medlight": ""})
+    listed = ", ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
+    return f"code ({listed})" if changed else ""
 
 
 def spent(run: Run) -> float:

@@ -32,11 +32,11 @@ class Terminal:
         done = sum(outcome.state == "done" for outcome in outcomes)
         self._say(f"{len(self._asked())} runs: {done} there already, {self._left()} to do")
 
-    def started(self, item: Item, action: str) -> None:
+    def started(self, item: Item, action: str, note: str) -> None:
         """A run was started."""
         self.begun[item.name] = time.monotonic()
-        if sys.stderr.isatty():
-            self._say(f"{item.name} {_WORDS[action]}{self._eta()}")
+        if note or sys.stderr.isatty():
+            self._say(f"{item.name} {_WORDS[action]}{f' ({note})' if note else ''}{self._eta()}")
 
     def progress(self, item: Item, share: float) -> None:
         """A run got so far; the first report tells how long a run of this variant takes."""

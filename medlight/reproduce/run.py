@@ -45,8 +45,8 @@ class Watcher(Protocol):
     def planned(self, outcomes: list[Outcome], workers: int) -> None:
         """What is there and what is to be done."""
 
-    def started(self, item: Item, action: str) -> None:
-        """A run was started."""
+    def started(self, item: Item, action: str, note: str) -> None:
+        """A run was started; ``note`` says why one that is there does not count."""
 
     def progress(self, item: Item, share: float) -> None:
         """A run got so far (0 to 1)."""
@@ -163,7 +163,7 @@ class Runs:
         job = Job(self.target, arguments, logs / f"{stem}.log", slots.threads(self.count), environment)
         epochs = config["trainer"]["max_epochs"] or 0
         self._slots[index] = _Running(outcome, config, Worker(job), epochs)
-        self.watcher.started(item, found.action)
+        self.watcher.started(item, found.action, found.note)
 
     def _look(self, index: int, slot: _Running) -> None:
         match slot.worker.poll():
