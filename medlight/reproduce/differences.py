@@ -159,8 +159,8 @@ def of_split(recorded: Mapping[str, Sequence[str]], today: Mapping[str, Sequence
     moved = [name for part, names in today.items() for name in names if place.get(name, part) != part]
     found = [Difference("split", _parts(recorded), _parts(today), False, "the recorded one is used")] if moved else []
     if new:
-        text = f"{len(new)} more"
-        found.append(Difference("data", f"{len(place)} cases", text, False, "the run did not have them; left out"))
+        text = "the run had none of this content; left out"
+        found.append(Difference("data", f"{len(place)} cases", f"{len(new)} more", False, text))
     return found
 
 

@@ -77,8 +77,8 @@ def read(text: str) -> Recorded:
 def _refuse(run_id: str, tags: Mapping[str, str], status: str) -> None:
     kind = tags.get("medlight.kind")
     if kind not in ("fit", "trial"):
-        what = f"is a {kind}" if kind else "was not made by medlight"
-        raise UsageError(f"run {run_id[:12]}: {what}; name a fit, or a sweep's trial")
+        what = f"is no fit but {kind!r}" if kind else "was not made by medlight"
+        raise UsageError(f"run {run_id[:12]}: {what}; name a fit or one of a sweep's trials")
     state = tags.get("medlight.state") or {"FINISHED": "complete"}.get(status, status.lower())
     if state != "complete":
         mend = _MENDS.get(state, "medlight fit starts it anew")
