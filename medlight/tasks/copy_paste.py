@@ -83,7 +83,7 @@ class CopyPasteSegmentation(TeacherSegmentation):
 def draw_box(size: torch.Size) -> Tensor:
     """Return a bool map of a patch's size that is true in a box of 2/3 of each side, drawn from torch's generator."""
     inside = torch.zeros(tuple(size), dtype=torch.bool)
-    sides = [2 * n // 3 for n in size]
+    sides = [max(1, 2 * n // 3) for n in size]
     low = [int(torch.randint(n - side + 1, ())) for n, side in zip(size, sides, strict=True)]
     inside[tuple(slice(a, a + side) for a, side in zip(low, sides, strict=True))] = True
     return inside
