@@ -44,10 +44,12 @@ def code_digest() -> str:
 def code() -> dict[str, str]:
     """Return a digest of each of medlight's modules that this process has imported, as far as they make results.
 
-    Comments, the words of docstrings and the place in the file don't count. Tracking and the commands make no results.
+    Comments, the words of docstrings and the place in the file don't count. Tracking, export and the commands make no
+    results, and neither do the ``__init__.py`` of the rooms, which only pass names on.
     """
-    found = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    return {name: _module_digest(Path(file)) for name, file in sorted(found.items()) if file and _makes_results(name)}
+    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+    found = {name: file for name, file in files.items() if file and Path(file).name != "__init__.py"}
+    return {name: _module_digest(Path(file)) for name, file in sorted(found.items()) if _makes_results(name)}
 
 
 def changed_code(recorded: Mapping[str, str]) -> list[str]:
@@ -62,7 +64,7 @@ def changed_code(recorded: Mapping[str, str]) -> list[str]:
     return changed
 
 
-_NO_RESULTS = ("tracking", "cli", "compare", "sweeps", "reproduce")
+_NO_RESULTS = ("tracking", "cli", "compare", "sweeps", "reproduce", "deploy")
 
 
 def _makes_results(name: str) -> bool:
