@@ -90,7 +90,10 @@ def load_into(network: nn.Module, spec: str | Mapping[str, Any]) -> Report:
         raise MedlightError(
             f"{KEY}: {file} was altered since its digest was recorded ({settings['sha256'][:12]}, now {digest[:12]})"
         )
-    weights = read_weights(file)
+    try:
+        weights = read_weights(file)
+    except MedlightError as error:
+        raise MedlightError(f"{KEY}: {error}") from error
     new, report = _fitted(network, weights, settings["inflate"], digest)
     if report.share < settings["least"] or not new:
         raise MedlightError(_too_little(file, report, settings, weights, network))
