@@ -12,7 +12,7 @@ import torch
 import torchio as tio
 
 from medlight.data.datamodule import ScanDataModule, at_least
-from medlight.data.dataset import FixedDataset, PatchDataset, Reader, WholeDataset, corner, spatial
+from medlight.data.dataset import FixedDataset, PatchDataset, Reader, WholeDataset, corner, failed, spatial
 from medlight.data.loader import Sample, SampleLoader
 from medlight.data.patches import Patch, Window, cut
 from medlight.data.pipeline import Pipeline, Plan, cut_all, walk
@@ -62,9 +62,9 @@ class PretrainingDataModule(ViewsDataModule):
     No label has a say in what is trained on: patches lie anywhere in the image, whatever ``patch.foreground`` is.
     Labels and targets stay in the batches where there are any, for probes.
 
-    Validation, test and `train_bank_dataloader` give batches of ``batch_size`` samples without augmentation or views,
-    the same ones every time: ``val_patches`` patches of each case where ``patch`` is set, else whole images, all
-    brought to the size of the largest.
+    Validation, test and `train_bank_dataloader` give batches of ``batch_size`` samples without augmentation, the same
+    ones every time: ``val_patches`` patches of each case where ``patch`` is set, else whole images, all brought to the
+    size of the largest. At validation and test they have views too, the same ones every time, for the loss.
 
     Args:
         val_patches: patches of each case.
@@ -85,8 +85,11 @@ class PretrainingDataModule(ViewsDataModule):
     def _whole(self, part: str) -> SampleLoader:
         rank, world = self._share()
         reader = self._reader(part)
-        dataset: FixedDataset | WholeDataset
-        if self.patch is None:
+        dataset: FixedDataset | FixedViews | WholeDataset
+        if self.views and part != "train":
+            count = 1 if self.patch is None else self.val_patches
+            dataset = FixedViews(reader, self._patch, count, self.seed, self.views)
+        elif self.patch is None:
             dataset = WholeDataset(reader, self.patch_shape)
         else:
             dataset = FixedDataset(reader, self.patch, self.val_patches, self.seed)
@@ -142,6 +145,25 @@ class ViewsDataset(PatchDataset):
         subject = tio.Subject(image=tio.ScalarImage(tensor=own, affine=corner(prepared.affine, slab)))
         with self.views[view].seeded(seed):
             return _data(self.views[view].run(subject, slab, plan)).float()
+
+
+class FixedViews(ViewsDataset):
+    """A few patches of each case by index, as they are and as views, always the same ones."""
+
+    def __init__(self, reader: Reader, patch: Patch, count: int, seed: int, views: Sequence[Transforms]) -> None:
+        super().__init__(reader, patch, [], seed, views)
+        self.count = count
+
+    def __len__(self) -> int:
+        return len(self.reader.cases) * self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        number, which = divmod(index, self.count)
+        content = int(self.reader.cases[number].digest[:16], 16)
+        try:
+            return self._sample(number, content * self.count + which)
+        except Exception as error:
+            raise failed(self.reader.name(number), error) from error
 
 
 def _data(subject: tio.Subject) -> torch.Tensor:

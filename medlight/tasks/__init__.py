@@ -11,30 +11,39 @@ if TYPE_CHECKING:
     from medlight.tasks.classification import ClassificationTask
     from medlight.tasks.copy_paste import CopyPasteSegmentation
     from medlight.tasks.fixmatch import FixMatchTask
+    from medlight.tasks.masked_autoencoder import MaskedAutoencoderTask
     from medlight.tasks.mean_teacher import MeanTeacherClassification, MeanTeacherSegmentation
     from medlight.tasks.segmentation import SegmentationTask
+    from medlight.tasks.simclr import SimCLRTask
     from medlight.tasks.uncertainty import UncertaintyAwareSegmentation
+    from medlight.tasks.vicreg import VICRegTask
 
 _PLACES = {
     "ClassificationTask": "classification",
     "CopyPasteSegmentation": "copy_paste",
     "FixMatchTask": "fixmatch",
+    "MaskedAutoencoderTask": "masked_autoencoder",
     "MeanTeacherClassification": "mean_teacher",
     "MeanTeacherSegmentation": "mean_teacher",
     "SegmentationTask": "segmentation",
+    "SimCLRTask": "simclr",
     "Task": "base",
     "UncertaintyAwareSegmentation": "uncertainty",
+    "VICRegTask": "vicreg",
     "load": "checkpoint",
 }
 __all__ = [
     "ClassificationTask",
     "CopyPasteSegmentation",
     "FixMatchTask",
+    "MaskedAutoencoderTask",
     "MeanTeacherClassification",
     "MeanTeacherSegmentation",
     "SegmentationTask",
+    "SimCLRTask",
     "Task",
     "UncertaintyAwareSegmentation",
+    "VICRegTask",
     "load",
 ]
 
