@@ -77,6 +77,8 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
     _take_weights(task, initial)
     _check_metrics(task, trainer_args)
     _check_validation(task, data)
+    if hasattr(task, "check_training_data"):
+        task.check_training_data(data)
     choice = settle.settle(resolved, task, data, previous.data.tags if previous else None)
     _build_network(task, resolved)
     _check_frozen(task, trainer_args)

@@ -21,9 +21,10 @@ def fit(processes: int, kind: str, folder: Path) -> list[dict]:
     return [torch.load(folder / f"{kind}-{processes}-{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-def test_two_processes_equal_one(tmp_path):
-    (one,) = fit(1, "segmentation", tmp_path)
-    first, second = fit(2, "segmentation", tmp_path)
+@pytest.mark.parametrize("kind", ["segmentation", "mean_teacher"])
+def test_two_processes_equal_one(kind, tmp_path):
+    (one,) = fit(1, kind, tmp_path)
+    first, second = fit(2, kind, tmp_path)
     for name, value in one["weights"].items():
         assert torch.allclose(value, first["weights"][name], atol=1e-5), name
         assert torch.equal(first["weights"][name], second["weights"][name])

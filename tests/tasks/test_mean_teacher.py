@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 
 import lightning as L
@@ -8,8 +9,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
+from medlight.cli.main import main
 from medlight.errors import UsageError
 from medlight.tasks import MeanTeacherClassification, MeanTeacherSegmentation, SegmentationTask, load
+from tests.launch import study
 from tests.tasks.blobs import CNN, DYNUNET, blob, trainer
 from tests.tasks.few import FewBlobs, FewPictures, Stop, around
 
@@ -185,3 +188,47 @@ def test_what_makes_no_sense_is_refused():
             MeanTeacherSegmentation(**wrong)
     with pytest.raises(UsageError, match=r"model\.ramp_up"):
         MeanTeacherSegmentation().check_optimizers(endless=True)
+
+
+def written(**few) -> dict:
+    """A fit as a user writes it, on real files."""
+    config = study.config(max_epochs=2)
+    config["model"]["class_path"] = "medlight.tasks.MeanTeacherSegmentation"
+    noise = {"class_path": "torchio.RandomNoise", "init_args": {"std": [0, 0.1]}}
+    config["data"]["class_path"] = "medlight.data.FewLabelsDataModule"
+    own = {"labelled": 2, "labelled_per_batch": 1, "views": [[noise], [noise]]}
+    config["data"]["init_args"] |= own | few
+    return config
+
+
+def test_a_whole_fit_its_test_and_its_bundle(workdir, capsys):
+    config = written()
+    config["data"]["init_args"]["split"]["init_args"]["test"] = 0.17
+    study.write(workdir, config)
+    assert main(["fit", "-c", "fit.yaml", "--json", "out.json"]) == 0
+    (curves,) = study.curves(workdir).values()
+    assert {"val/dice", "val/student/dice"} <= set(curves)
+    run = json.loads((workdir / "out.json").read_text())["run_id"]
+    assert main(["test", run, "--json", "test.json"]) == 0
+    assert "test/student/dice" in json.loads((workdir / "test.json").read_text())["metrics"]
+    (best,) = workdir.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt")
+    task, image = load(best), torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(task(image), task.teacher.module(image))
+
+
+@pytest.mark.parametrize(
+    ("few", "said"),
+    [
+        ({"views": []}, "data.views: MeanTeacherSegmentation needs two views"),
+        ({"views": [[], [{"class_path": "torchio.RandomAffine"}]]}, "move spatial transforms to data.augment"),
+        ({"labelled_per_batch": None}, "needs unlabelled cases in its batches"),
+    ],
+)
+def test_wrong_data_are_refused_before_a_run_is_made(workdir, capsys, few, said):
+    study.write(workdir, written(**few))
+    assert main(["fit", "-c", "fit.yaml"]) == 2
+    shown = capsys.readouterr().err.strip()
+    assert said in shown
+    assert len(shown.splitlines()) == 1
+    assert not list(workdir.glob("mlruns/artifacts/*"))
