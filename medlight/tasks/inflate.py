@@ -64,7 +64,7 @@ def adapt(layer: nn.Module, weight: Tensor, how: Inflation | None, reads_image: 
 
 def _taps(layer: nn.Module) -> int | None:
     """How many slices of its kernel one output voxel of a layer sums over; None where it varies."""
-    kernel, stride = int(layer.kernel_size[-1]), int(layer.stride[-1])  # type: ignore[index, arg-type]
+    kernel, stride = int(layer.kernel_size[-1]), int(layer.stride[-1])  # type: ignore[index]
     if isinstance(layer, _Conv):
         return kernel
     return 1 if kernel == stride else None
