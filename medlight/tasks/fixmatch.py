@@ -24,8 +24,8 @@ class FixMatchTask(TeacherClassification):
     View 0 is the weak one, view 1 the strong one; the labelled samples are seen in their weak view. All go through the
     network together, so that batch norm sees one batch. Unlike the paper's, the average warms up. Logged:
     ``train/loss`` (labelled samples alone), ``train/unlabelled_loss``, ``train/confident`` (share of unlabelled samples
-    that count) and ``train/pseudo/<class>`` (share of a class among those): where one class takes all, or far more than
-    its share of the labels, the threshold lets the network confirm itself.
+    that count) and ``train/pseudo/<class>`` (share of those that count as this class): where one class takes all, or
+    far more than its share of the labels, the threshold lets the network confirm itself.
     """
 
     train_metrics: ClassVar[tuple[str, ...]] = ("unlabelled_loss", "confident")
@@ -65,6 +65,5 @@ class FixMatchTask(TeacherClassification):
         return loss + self.hparams["unlabelled_weight"] * unlabelled
 
     def _log_classes(self, classes: Tensor, counts: Tensor) -> None:
-        every = counts.sum().clamp_min(1)
-        shares = {f"pseudo/{name}": ((classes == c) & counts).sum() / every for c, name in enumerate(self.outputs)}
-        self.log_train(**shares)
+        for number, name in enumerate(self.outputs):
+            self.log_train(**{f"pseudo/{name}": ((classes == number) & counts).float().mean()})
