@@ -164,7 +164,8 @@ def _image_channels(
     """Input channels of the first convolution, in the network and in the file."""
     for here, layer in layers.items():
         if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and here in names:
-            return layer.weight.shape[1], weights[names[here]].shape[1]
+            found = weights[names[here]]
+            return layer.weight.shape[1], found.shape[1] if found.ndim > 2 else 0
     return 0, 0
 
 

@@ -140,6 +140,32 @@ def test_another_architecture_is_refused_and_nothing_changed(tmp_path, other, sp
     assert same(start, network.state_dict())
 
 
+SHAPES = st.lists(st.integers(0, 4), max_size=5).map(tuple)
+FUZZED = cnn(dims=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from([*FUZZED.state_dict(), "a", "layer1", "net.conv1.weight"]), SHAPES, min_size=1),
+    st.sampled_from([None, "centre", "average"]),
+)
+def test_tensors_of_any_shape_under_the_right_names_never_do_harm(tmp_path_factory, shapes, how):
+    file = tmp_path_factory.mktemp("fuzz") / "w.pt"
+    saved({name: torch.ones(shape) for name, shape in shapes.items()}, file)
+    network = cnn(dims=3)
+    start = snapshot(network)
+    try:
+        report = load_into(network, {"weights": str(file), "inflate": how, "least": 0})
+    except MedlightError:
+        assert same(start, network.state_dict())
+    else:
+        fitted = {*report.loaded, *report.adapted}
+        assert fitted
+        assert fitted.isdisjoint(report.missing)
+        assert fitted | set(report.missing) == set(start)
+        assert all(torch.equal(start[name], network.state_dict()[name]) for name in report.missing)
+
+
 def test_least_is_the_share_from_which_it_is_good_enough(tmp_path):
     state = cnn(seed=1).state_dict()
     part = {name: value for name, value in state.items() if not name.startswith("layer4")}
