@@ -159,7 +159,8 @@ def data_fingerprint(datamodule: Any) -> dict[str, Any]:
     Cases go by the ids of a manifest, else by their content (``datamodule.recorded``); those left out are numbered.
     mended: of DICOM cases in which anything was, a line each; only where there are such.
     labelled: the training cases that kept their label, in the same names; only of a data module that hides some.
-    digest: one over all of it, to tell data sets apart at a glance.
+    targets: a digest of the cases' targets, which a manifest may change while their files stay; only where there are.
+    digest: one over all else of it, to tell data sets apart at a glance.
     """
     split = getattr(datamodule, "split", None)
     names = getattr(datamodule, "recorded", {})
@@ -171,9 +172,16 @@ def data_fingerprint(datamodule: Any) -> dict[str, Any]:
     labelled = {"labelled": [names.get(case, case) for case in datamodule.labelled_ids]} if hides else {}
     whole = json.dumps([digests, parts, *labelled.values()], sort_keys=True).encode()
     digest = hashlib.sha256(whole).hexdigest()[:16]
-    found = {"digest": digest, "cases": digests, "split": parts, **labelled, "left_out": bad}
+    found = {"digest": digest, "cases": digests, "split": parts, **labelled, **_targets(datamodule), "left_out": bad}
     mended = dict(getattr(datamodule, "mended", {}))
     return {**found, "mended": mended} if mended else found
+
+
+def _targets(datamodule: Any) -> dict[str, str]:
+    names = getattr(datamodule, "recorded", {})
+    cases = [prepared.case for part in getattr(datamodule, "prepared", {}).values() for prepared in part]
+    found = sorted((names.get(case.id, case.id), case.target) for case in cases if case.target is not None)
+    return {"targets": hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16]} if found else {}
 
 
 _REASONS = {

@@ -18,6 +18,7 @@ import yaml
 from mlflow import MlflowClient
 
 from medlight.cli.main import main
+from tests.data import fake
 from tests.reproduce import studies
 
 
@@ -164,6 +165,21 @@ def test_data_are_compared_case_by_case(copy: Path, capsys: pytest.CaptureFixtur
     rows = [(row["recorded"], row["now"], row["matters"]) for row in read(copy)["differences"] if row["what"] == "data"]
     assert rows == [("6 cases", "1 gone", True), ("6 cases", "1 more", False)], "runs call it by its content"
     assert "case_03" not in said, "the file's name stays out"
+
+
+def test_changed_targets_are_noticed(tmp_path: Path) -> None:
+    config = studies.classification(tmp_path)
+    rows = [{"id": f"a{i}", "image": f"images/case_0{i}.nii.gz", "target": i % 2} for i in range(6)]
+    fake.folders(tmp_path, cases=6, shape=(12, 12, 1))
+    table = fake.manifest(tmp_path / "cases.csv", rows)
+    given = config["data"]["init_args"]
+    given["source"] = {"class_path": "medlight.prepare.Manifest", "init_args": {"path": "cases.csv"}}
+    given |= {"split": {"class_path": "medlight.prepare.RandomSplit", "init_args": {"val": 0.34}}, "batch_size": 2}
+    config["trainer"]["max_epochs"] = 1
+    fitted(tmp_path, config)
+    fake.manifest(table, [{**row, "target": 1 - int(str(row["target"]))} for row in rows])
+    assert "--anyway" in medlight(tmp_path, "rerun", "tiny", "--json", "rerun.json", code=1)
+    assert differing(tmp_path).keys() == {"targets"}
 
 
 def test_a_renamed_scan_is_the_same_case_and_the_split_is_the_recorded_one(copy: Path) -> None:
