@@ -114,7 +114,7 @@ def _section(each: Listed, target: Path) -> list[str]:
     if each.study is None:
         return [f"## {each.folder.name}", "", each.broken]
     study, results = each.study, each.results
-    lines = [f"## {study.name}", "", *(text for text in (study.paper, study.source) if text)]
+    lines = [f"## {study.name}", "", "\n\n".join(text for text in (study.paper, study.source) if text)]
     if not results:
         return [*lines, "", f"{len(study.expected)} expectations over {len(study.variants)} variants, not run yet."]
     lines += ["", *table(HEAD, [cells(row) for row in results["verdicts"]])]

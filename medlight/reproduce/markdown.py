@@ -15,7 +15,7 @@ HEAD = ("expected", "published", "ours, mean ± sd", "95 % interval", "p", "verd
 def markdown(results: Row) -> str:
     """Return results.md."""
     lines = [f"# {results['study']}: expected and found", ""]
-    lines += [text for text in (results["paper"], results["source"]) if text]
+    lines += ["\n\n".join(text for text in (results["paper"], results["source"]) if text)]
     if results["budget"] == "quick":
         lines += [
             "",

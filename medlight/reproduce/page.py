@@ -32,7 +32,10 @@ def page(results: Row) -> str:
     subtitle = f"{results['paper']} – {results['seeds']} seeds, budget {results['budget']}, {results['date']}"
     body = _verdicts(results["verdicts"]) + _figure("Ours beside what was published", intervals(results["verdicts"]))
     body += _figure("Validation over the fits", curves(results["runs"]))
-    for title, texts in (("Deviations from the paper", results["deviations"]), ("The rule", RULE)):
+    for title, texts in (
+        ("Deviations from the paper", results["deviations"]),
+        ("The rule", [text.replace("*", "") for text in RULE]),
+    ):
         if texts:
             body += (
                 f"<h2>{title}</h2><ul class='soft'>{''.join(f'<li>{html.escape(text)}</li>' for text in texts)}</ul>"

@@ -129,7 +129,9 @@ def inspected(study: Study, planned: list[Item], environment: dict[str, str]) ->
 
     Raises: UsageError for data that are not there, and for a metric that its variant does not log.
     """
-    first = {_data_key(item): item for item in reversed(planned)}
+    first: dict[str, Item] = {}
+    for item in planned:
+        first.setdefault(_data_key(item), item)
     variants = [item.variant for item in first.values()]
     configs = [_replaced(item.config, item.after, None) for item in first.values()]
     try:

@@ -92,7 +92,7 @@ def _f1(weights: Floats, predicted: Floats, truth: Floats) -> Floats:
 
 
 def _ece(weights: Floats, confidence: Floats, right: Floats) -> Floats:
-    place = np.clip(np.ceil(confidence * _BINS).astype(int) - 1, 0, _BINS - 1)
+    place = np.searchsorted(np.linspace(0, 1, _BINS + 1), confidence, side="right")  # 1 has a bin of its own
     gaps = [np.abs(weights[:, place == b] @ (right - confidence)[place == b]) for b in np.unique(place)]
     return _share(np.sum(gaps, axis=0), weights.sum(axis=1))
 
