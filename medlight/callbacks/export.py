@@ -39,7 +39,9 @@ class Export(L.Callback):
             raise UsageError(f"Export.cases: {cases} must be at least 1: nothing is published unchecked")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a fit whose end could not be exported. Raises UsageError where the extra ``onnx`` is absent."""
+        """Refuse a fit whose end could not be exported: UsageError for pre-training, or without the extra ``onnx``."""
+        if getattr(pl_module, "kind", "") == "pretraining":
+            raise UsageError("trainer.callbacks: Export has nothing to export of a pre-training; mend: leave it out")
         if stage == "fit":
             require_packages()
 

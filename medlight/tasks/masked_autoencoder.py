@@ -7,7 +7,7 @@ import zlib
 from typing import Any, ClassVar, cast
 
 import torch
-from monai.networks.nets import MaskedAutoEncoderViT
+from monai.networks.nets.masked_autoencoder_vit import MaskedAutoEncoderViT
 from torch import Tensor
 
 from medlight import networks
@@ -67,9 +67,7 @@ class MaskedAutoencoderTask(PretrainingTask):
             said = f"gives {list(found[1:])} for patches of {list(image.shape[1:])}; take one that puts out images"
             raise UsageError(f"model.network: {type(network).__name__} {said}, or MaskedAutoEncoderViT")
         if math.prod(self._grid(size)) < 2:
-            raise UsageError(
-                f"model.block: {self.hparams['block']} leaves one block of a patch of {size}; make it smaller"
-            )
+            raise UsageError(f"model.block: {self.hparams['block']} is one block of a patch of {size}; make it smaller")
         self.place = networks.find_place(network, tuple(image.shape))
         networks.freeze_unused(network, lambda: self.run_network(image)[0])
         return self.place.width

@@ -194,6 +194,11 @@ class PretrainingTask(Task):
 
     # Not leaving the house.
 
+    @property
+    def predict_case(self) -> NoReturn:  # type: ignore[override]
+        """There is none: callbacks that draw what a task predicts look for it and leave this one out."""
+        raise AttributeError("predict_case")
+
     def deployable(self) -> NoReturn:
         """Refuse: there is nothing to predict with."""
         raise UsageError(NO_MODEL)
