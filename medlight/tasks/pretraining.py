@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -30,8 +31,8 @@ class PretrainingTask(Task):
     No label has a part in what is learnt. Where the data have classes (or label maps: the class of a patch is then the
     label with most of its voxels, background only where there is no other), they are used to look at the features:
     ``val/probe_accuracy`` is the accuracy of a linear classifier that is trained beside the network, on features cut
-    off from it, with the samples that are labelled; ``val/knn_accuracy`` that of the nearest training samples. Data in
-    which a case has several classes have neither.
+    off from it, with the samples that are labelled; ``val/knn_accuracy`` that of the nearest training samples (fewer of
+    them where ``trainer.limit_val_batches`` is set). Data in which a case has several classes have neither.
 
     Validation is on whole images or fixed patches as they are: ``val/loss``, ``val/feature_std`` and
     ``val/effective_rank`` of the features (see `medlight.tasks.representation`). Nothing can be predicted with such a
@@ -164,7 +165,8 @@ class PretrainingTask(Task):
             return None
         rows: list[Row] = []
         datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        for batch in datamodule.train_bank_dataloader():
+        loader, limit = datamodule.train_bank_dataloader(), self.trainer.limit_val_batches
+        for batch in islice(loader, int(limit * len(loader)) if isinstance(limit, float) else limit):
             truth = class_of(batch, self.data)
             known = truth != UNKNOWN
             if known.any():
