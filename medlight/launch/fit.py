@@ -79,6 +79,8 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
     _check_validation(task, data)
     if hasattr(task, "check_training_data"):
         task.check_training_data(data)
+    if hasattr(task, "check_callbacks"):
+        task.check_callbacks(trainer_args.get("callbacks") or [])
     choice = settle.settle(resolved, task, data, previous.data.tags if previous else None)
     _build_network(task, resolved)
     _check_frozen(task, trainer_args)

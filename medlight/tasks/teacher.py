@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -63,8 +63,12 @@ class TeacherTask(Task):
         if stage == "fit":
             trainer: Any = self.trainer
             self.check_training_data(trainer.datamodule)
-            if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
-                raise UsageError(f"trainer.callbacks: {type(self).__name__} averages the weights itself; drop the EMA")
+            self.check_callbacks(trainer.callbacks)
+
+    def check_callbacks(self, callbacks: Iterable[Any]) -> None:
+        """Raise UsageError where the weights would be averaged twice."""
+        if any(isinstance(callback, WeightAveraging) for callback in callbacks):
+            raise UsageError(f"trainer.callbacks: {type(self).__name__} averages the weights itself; drop the EMA")
 
     def check_training_data(self, data: Any) -> None:
         """Raise UsageError, in one line, where a data module has no two views or nothing unlabelled."""

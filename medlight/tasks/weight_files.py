@@ -14,6 +14,7 @@ from medlight.errors import MedlightError, UsageError
 
 SUFFIXES = (".ckpt", ".pth", ".pt", ".safetensors")
 _NESTED = ("state_dict", "model_state_dict", "network_weights", "model", "state")
+_MEASURED = ("teacher.module.", "network.")
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 
 
@@ -26,8 +27,8 @@ def sha256(file: Path) -> str:
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU.
 
-    Of a medlight checkpoint only the network's own, without ``network.`` (the averaged ones, where weights were
-    averaged: Lightning writes those as the checkpoint's ``state_dict``). Of others the state dict, however it is nested
+    Of a medlight checkpoint only those of the network that it was measured by: the teacher, where there is one, else
+    the network's own (the averaged ones, where Lightning averaged them: it writes those as ``state_dict``). Of others the state dict, however it is nested
     or wrapped. Pickles are read with ``weights_only=True``.
 
     Raises: UsageError where there is no such file, MedlightError where it holds no weights.
@@ -38,10 +39,14 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     medlight = isinstance(content, Mapping) and "medlight" in content
     tensors = {name: value for name, value in _state(content).items() if isinstance(value, Tensor)}
     if medlight:
-        tensors = {name[len("network.") :]: value for name, value in tensors.items() if name.startswith("network.")}
+        tensors = next(filter(None, (_below(prefix, tensors) for prefix in _MEASURED)), {})
     if not tensors:
         raise MedlightError(f"{file}: holds no weights; give a checkpoint or a state dict ({', '.join(SUFFIXES)})")
     return _unwrapped(tensors)
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _content(file: Path) -> Any:

@@ -160,7 +160,7 @@ def data_fingerprint(datamodule: Any) -> dict[str, Any]:
     mended: of DICOM cases in which anything was, a line each; only where there are such.
     labelled: the training cases that kept their label, in the same names; only of a data module that hides some.
     targets: a digest of the cases' targets, which a manifest may change while their files stay; only where there are.
-    digest: one over all else of it, to tell data sets apart at a glance.
+    digest: one over what a fit learns from, to tell data sets apart at a glance.
     """
     split = getattr(datamodule, "split", None)
     names = getattr(datamodule, "recorded", {})
@@ -170,9 +170,10 @@ def data_fingerprint(datamodule: Any) -> dict[str, Any]:
     bad = [_reason(case.reason) for case in getattr(datamodule, "bad", [])]
     hides = hasattr(datamodule, "labelled_ids")
     labelled = {"labelled": [names.get(case, case) for case in datamodule.labelled_ids]} if hides else {}
-    whole = json.dumps([digests, parts, *labelled.values()], sort_keys=True).encode()
+    targets = _targets(datamodule)
+    whole = json.dumps([digests, parts, *labelled.values(), *targets.values()], sort_keys=True).encode()
     digest = hashlib.sha256(whole).hexdigest()[:16]
-    found = {"digest": digest, "cases": digests, "split": parts, **labelled, **_targets(datamodule), "left_out": bad}
+    found = {"digest": digest, "cases": digests, "split": parts, **labelled, **targets, "left_out": bad}
     mended = dict(getattr(datamodule, "mended", {}))
     return {**found, "mended": mended} if mended else found
 

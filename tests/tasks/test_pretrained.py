@@ -361,3 +361,12 @@ def test_transposed_convolutions_that_overlap_are_left_out(tmp_path):
     flat, deep = UNet(2, 1, 2, **layers), UNet(3, 1, 2, **layers)
     report = load_into(deep, {"weights": saved(flat.state_dict(), tmp_path / "w.pt"), "inflate": "average", "least": 0})
     assert any("model.2" in name for name in report.missing)
+
+
+def test_of_a_teacher_and_its_student_the_teacher_is_taken(tmp_path):
+    teacher, student, network = cnn(seed=1), cnn(seed=2), cnn(seed=3)
+    state = {f"network.{name}": value for name, value in student.state_dict().items()}
+    state |= {f"teacher.module.{name}": value for name, value in teacher.state_dict().items()}
+    report = load_into(network, saved({"medlight": {}, "state_dict": state}, tmp_path / "a.ckpt"))
+    assert report.unexpected == []
+    assert same(snapshot(network), snapshot(teacher))
