@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-_STYLES = {"ok": "green", "identical": "green", "not-a-volume": "yellow", "within tolerance": "yellow"}  # any other verdict is red
+_STYLES = {
+    "ok": "green",
+    "identical": "green",
+    "not-a-volume": "yellow",
+    "within tolerance": "yellow",
+}  # any other verdict is red
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

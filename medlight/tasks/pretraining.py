@@ -197,7 +197,7 @@ class PretrainingTask(Task):
     # Not leaving the house.
 
     @property
-    def predict_case(self) -> NoReturn:  # type: ignore[override]
+    def predict_case(self) -> NoReturn:
         """There is none: callbacks that draw what a task predicts look for it and leave this one out."""
         raise AttributeError("predict_case")
 

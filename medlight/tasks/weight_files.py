@@ -28,8 +28,8 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU.
 
     Of a medlight checkpoint only those of the network that it was measured by: the teacher, where there is one, else
-    the network's own (the averaged ones, where Lightning averaged them: it writes those as ``state_dict``). Of others the state dict, however it is nested
-    or wrapped. Pickles are read with ``weights_only=True``.
+    the network's own (the averaged ones, where Lightning averaged them: it writes those as ``state_dict``). Of others
+    the state dict, however it is nested or wrapped. Pickles are read with ``weights_only=True``.
 
     Raises: UsageError where there is no such file, MedlightError where it holds no weights.
     """
