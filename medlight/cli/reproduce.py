@@ -126,10 +126,11 @@ def _list(args: argparse.Namespace) -> int:
     from medlight.cli.table import show
     from medlight.reproduce import listing
 
-    studies = listing.listed(Path(args.folder or "experiments"))
+    root = Path(args.folder or "experiments")
+    studies = listing.listed(root)
     if args.markdown:
         args.markdown.parent.mkdir(parents=True, exist_ok=True)
-        args.markdown.write_text(listing.page(studies, args.markdown), encoding="utf-8")
+        args.markdown.write_text(listing.page(studies, args.markdown, root), encoding="utf-8")
     if args.json != "-":
         rows = []
         for each in studies:

@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ FILE = "expected.yaml"
 Budget = Literal["quick", "full"]
 Side = tuple[str, str]  # variant, metric
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
+_STUDY = re.compile(r"\w[\w .-]*")  # names a folder of results
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _KEYS = ("study", "paper", "source", "seeds", "variants", "expected", "deviations", "quick")
 _VALUE_KEYS = ("variant", "metric", "value", "tolerance", "reason", "source", "at_least")
@@ -127,7 +129,7 @@ def _study(folder: Path, written: dict[str, Any]) -> Study:
         raise UsageError("deviations: write a list of sentences")
     return Study(
         folder=folder,
-        name=_text(written, "study", folder.resolve().name),
+        name=_name(written, folder),
         paper=_text(written, "paper", ""),
         source=_text(written, "source", ""),
         seeds=seeds,
@@ -136,6 +138,13 @@ def _study(folder: Path, written: dict[str, Any]) -> Study:
         deviations=[" ".join(str(each).split()) for each in deviations],
         quick=_mapping(written, "quick", "trainer.max_epochs: 1") if written.get("quick") else {},
     )
+
+
+def _name(written: dict[str, Any], folder: Path) -> str:
+    name = _text(written, "study", folder.resolve().name)
+    if not _STUDY.fullmatch(name):
+        raise UsageError(f"study: {name!r}; a study's name has letters, digits, spaces, '.', '-' and '_' only")
+    return name
 
 
 def _known(written: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
@@ -215,7 +224,13 @@ def _number(written: dict[str, Any], name: str, key: str) -> float:
     number = written.get(name)
     if not isinstance(number, (int, float)) or isinstance(number, bool):
         raise UsageError(f"{key}.{name}: {'missing' if number is None else f'{number!r} is no number'}")
-    return float(number)
+    return _finite(float(number), f"{key}.{name}")
+
+
+def _finite(number: float, key: str) -> float:
+    if not math.isfinite(number):
+        raise UsageError(f"{key}: {number} is no finite number")
+    return number
 
 
 def _claim(written: dict[str, Any], key: str, variants: dict[str, Variant]) -> Claim:
@@ -224,10 +239,15 @@ def _claim(written: dict[str, Any], key: str, variants: dict[str, Variant]) -> C
     parts = re.split(r"\s*([<>])\s*", text)
     if len(parts) != 3 or not parts[0] or not parts[2]:
         raise UsageError(f"{key}.claim: {text!r}; write VARIANT.METRIC > VARIANT.METRIC, or a number on one side")
-    sides = [float(p) if _NUMBER.fullmatch(p) else _side(p, f"{key}.claim", variants) for p in (parts[0], parts[2])]
+    sides = [
+        _finite(float(part), f"{key}.claim") if _NUMBER.fullmatch(part) else _side(part, f"{key}.claim", variants)
+        for part in parts[::2]
+    ]
     greater, smaller = sides if parts[1] == ">" else sides[::-1]
     if isinstance(greater, float) and isinstance(smaller, float):
         raise UsageError(f"{key}.claim: {text!r} names no variant")
+    if greater == smaller:
+        raise UsageError(f"{key}.claim: {text!r} has the same on both sides")
     reason, source = (_text(written, name, "") for name in ("reason", "source"))
     return Claim(text, greater, smaller, source, reason)
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from medlight.errors import UsageError
 from medlight.reproduce import expected
 from medlight.reproduce.expected import FILE, Study
-from medlight.reproduce.markdown import HEAD, cells, table
+from medlight.reproduce.markdown import HEAD, cells, counted, table
 
 LOCKS = Path("mlruns") / "locks"
 
@@ -91,12 +91,12 @@ def _listed(folder: Path) -> Listed:
         return Listed(folder, None, broken=f"{file}: not valid JSON; run the study again")
 
 
-def page(studies: Sequence[Listed], target: Path) -> str:
-    """Return docs/reproductions.md; ``target`` is where it will lie, for its links."""
+def page(studies: Sequence[Listed], target: Path, root: Path = Path("experiments")) -> str:
+    """Return docs/reproductions.md; ``target`` is where it will lie, for its links, ``root`` the studies' folder."""
     lines = [
         "# Reproductions",
         "",
-        "Written by `medlight reproduce --list experiments --markdown docs/reproductions.md`.",
+        f"Written by `medlight reproduce --list {root.as_posix()} --markdown {target.as_posix()}`.",
     ]
     lines += ["", *table(("study", "state", "verdicts", "last run"), [_summary(each, target) for each in studies])]
     for each in studies:
@@ -120,6 +120,6 @@ def _section(each: Listed, target: Path) -> list[str]:
     lines += ["", *table(HEAD, [cells(row) for row in results["verdicts"]])]
     link = Path(os.path.relpath(each.folder.resolve(), target.resolve().parent)) / "results.md"
     minutes = sum(run.get("minutes", 0.0) for run in results["runs"])
-    about = f"{results['seeds']} seeds, {minutes / 60:.1f} hours in all, {results['date']}"
+    about = f"{counted(results['seeds'])}, {minutes / 60:.1f} hours in all, {results['date']}"
     lines += ["", f"{about}; runs, sources, deviations and the rule: [results.md]({link.as_posix()})."]
     return lines

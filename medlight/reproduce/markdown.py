@@ -62,7 +62,12 @@ def mean_sd(ours: Row) -> str:
     if not count:
         return NONE
     spread = f" ± {number(ours['sd'])}" if ours["sd"] is not None else ""
-    return f"{number(ours['mean'])}{spread} ({count} seed{'' if count == 1 else 's'})"
+    return f"{number(ours['mean'])}{spread} ({counted(count)})"
+
+
+def counted(seeds: int) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return f"{seeds} seed{'' if seeds == 1 else 's'}"
 
 
 def interval(ours: Row) -> str:
@@ -124,7 +129,7 @@ def _made(results: Row) -> list[str]:
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     commit = f"commit {results['commit']}{' with uncommitted changes' if results['uncommitted'] else ''}"
     return [
-        f"- {results['date']}, {results['state']}, {results['seeds']} seeds, budget {results['budget']}",
+        f"- {results['date']}, {results['state']}, {counted(results['seeds'])}, budget {results['budget']}",
         f"- {commit if results['commit'] else 'no commit'}, code digest {results['code_digest'][:12]}",
         f"- {versions}",
         f"- {machine['cpu']}, {machine['usable_cores']} cores used, {machine['ram_gb']} GB, {gpus}",

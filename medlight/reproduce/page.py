@@ -29,7 +29,9 @@ _NEUTRAL = "#7a8794"
 
 def page(results: Row) -> str:
     """Return results.html."""
-    subtitle = f"{results['paper']} – {results['seeds']} seeds, budget {results['budget']}, {results['date']}"
+    subtitle = (
+        f"{results['paper']} – {markdown.counted(results['seeds'])}, budget {results['budget']}, {results['date']}"
+    )
     body = _verdicts(results["verdicts"]) + _figure("Ours beside what was published", intervals(results["verdicts"]))
     body += _figure("Validation over the fits", curves(results["runs"]))
     for title, texts in (

@@ -79,6 +79,8 @@ class Terminal:
             whole = sum(own) / len(own)
             gone = time.monotonic() - self.begun[item.name] if item.name in self.begun else 0.0
             seconds += max(whole - gone, 0.0)
+        if not seconds:  # those that run are overdue: nobody knows
+            return f", {len(waiting)} left"
         return f", {len(waiting)} left, about {clock(seconds / min(self.workers, len(waiting)))}"
 
     def _say(self, text: str) -> None:
