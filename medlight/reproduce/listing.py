@@ -19,6 +19,8 @@ from medlight.reproduce.markdown import HEAD, cells, counted, table
 
 LOCKS = Path("mlruns") / "locks"
 
+COMMAND = "medlight reproduce --list experiments --markdown docs/reproductions.md"
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -91,12 +93,12 @@ def _listed(folder: Path) -> Listed:
         return Listed(folder, None, broken=f"{file}: not valid JSON; run the study again")
 
 
-def page(studies: Sequence[Listed], target: Path, root: Path = Path("experiments")) -> str:
-    """Return docs/reproductions.md; ``target`` is where it will lie, for its links, ``root`` the studies' folder."""
+def page(studies: Sequence[Listed], target: Path, command: str = COMMAND) -> str:
+    """Return docs/reproductions.md; ``target`` is where it will lie, for its links, ``command`` what writes it."""
     lines = [
         "# Reproductions",
         "",
-        f"Written by `medlight reproduce --list {root.as_posix()} --markdown {target.as_posix()}`.",
+        f"Written by `{command}`.",
     ]
     lines += ["", *table(("study", "state", "verdicts", "last run"), [_summary(each, target) for each in studies])]
     for each in studies:

@@ -54,3 +54,8 @@ def test_a_thinned_curve_keeps_its_ends_and_its_best() -> None:
     assert kept[-1][0] == 1990
     assert [770, 0.9] in kept
     assert thinned(curve[:50]) == [list(point) for point in curve[:50]]
+
+
+def test_the_page_names_the_command_that_wrote_it(tmp_path: Path) -> None:
+    own = "medlight reproduce --list . --markdown own.md"
+    assert f"Written by `{own}`." in listing.page([], tmp_path / "own.md", own)
