@@ -36,6 +36,15 @@ class TwoViewsTask(PretrainingTask):
         """Sizes of the projection head's layers."""
         return list(self.hparams["projection"] or self.default_projection)
 
+    def setup(self, stage: str) -> None:
+        """Take the data's signature; before a fit, refuse batches in which a sample has nothing to differ from."""
+        super().setup(stage)
+        trainer: Any = self.trainer
+        size = getattr(trainer.datamodule, "batch_size", None)
+        if stage == "fit" and size is not None and size * trainer.world_size < 2:
+            name = type(self).__name__
+            raise UsageError(f"data.batch_size: {size} is too small; {name} compares samples, so write at least 2")
+
     def configure_heads(self, width: int) -> None:
         """Build the projection head."""
         self.projection = projector(width, self.sizes, self.projection_norm)
