@@ -38,8 +38,11 @@ class _Loader(yaml.SafeLoader):
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in lines:
                 raise _TwiceError(f"line {line}: {key.value!r} stands in line {lines[key.value]} too; remove one")
+            lines[key.value] = line
         return super().construct_mapping(node, deep)
 
 

@@ -135,6 +135,7 @@ def test_a_path_into_nothing_is_refused(path: str) -> None:
         (b"study: h\xe4\n", "not UTF-8 text"),
         (b"# nothing\n", "is empty"),
         (b"study: a\nmodel:\n  x: 1\n  x: 2\n", "line 4: 'x' stands in line 3 too"),
+        (b"study: a\nmodel: {x: 1, x: 2}\n", "line 2: 'x' stands in line 2 too"),
         (b"- a\n", "expected keys and values"),
         (b"a: [1\n", "not valid YAML"),
     ],
