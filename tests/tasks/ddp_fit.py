@@ -30,6 +30,9 @@ def main(devices: int, kind: str, folder: Path) -> None:
         "rows": task.case_metrics,
     }
     torch.save(found, folder / f"{kind}-{devices}-{fit.global_rank}.pt")
+    if devices > 1:  # end together: gloo's threads abort a process whose partner is gone
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
