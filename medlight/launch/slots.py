@@ -1,13 +1,18 @@
-"""What jobs that run beside each other share: the machine's GPUs, and one word to stop."""
+"""What jobs that run beside each other share: the machine's GPUs, how they look to Lightning, one word to stop."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+
+import yaml
 
 from medlight.config import Config
 
@@ -30,6 +35,17 @@ def devices(config: Config, slot: int) -> dict[str, str]:
 def threads(workers: int) -> int:
     """CPU threads of one of so many jobs: an equal share of the cores."""
     return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def pose_as_fit(config: Config, file: Path) -> None:
+    """Make this process look like ``medlight fit`` of a configuration, which is written to a file.
+
+    Lightning starts the other ranks of a distributed fit as the command in ``sys.argv``, which would otherwise be that
+    of the sweep or the study.
+    """
+    file.write_text(yaml.safe_dump(config, sort_keys=False))
+    sys.argv = ["medlight", "fit", "-c", str(file)]
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("medlight.cli.main")
 
 
 @contextmanager

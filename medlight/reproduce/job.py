@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medlight.config import Config
 from medlight.errors import CaseError, MedlightError, UsageError
+from medlight.launch.slots import pose_as_fit
 from medlight.launch.workers import Reporter
 
 
@@ -74,8 +71,7 @@ def fit_and_test(
     Args:
         config: resolved.
         launch: fields of `medlight.launch.fit.Launch`.
-        config_file: where the configuration is written for the other ranks of a distributed fit, which Lightning starts
-            as the command in ``sys.argv``: an ordinary ``medlight fit``.
+        config_file: where the configuration is written for the other ranks of a distributed fit.
         fitted: a run that was trained to its end before; it is only measured.
         tested: whether there are test cases to measure.
         minutes: what an earlier, interrupted part of this run took.
@@ -88,9 +84,7 @@ def fit_and_test(
 
     quiet()
     start = time.monotonic()
-    Path(config_file).write_text(yaml.safe_dump(config, sort_keys=False))
-    sys.argv = ["medlight", "fit", "-c", config_file]
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("medlight.cli.main")
+    pose_as_fit(config, Path(config_file))
     run_id = fitted or fit(config, Launch(kind="fit", report=report, **launch)).run_id
     if tested:
         try:

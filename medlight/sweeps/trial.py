@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from medlight.config import Config
+from medlight.launch.slots import pose_as_fit
 from medlight.launch.workers import Reporter
 from medlight.sweeps.spec import Objective, check_objectives
 
@@ -42,16 +39,10 @@ def prepare(configs: list[Config], objectives: tuple[Objective, ...], report: Re
 
 
 def fit_trial(config: Config, launch: dict[str, Any], config_file: str, report: Reporter) -> dict[str, Any]:
-    """Run one trial's fit; returns run id, state and the metrics of the best epoch.
-
-    Lightning starts the other ranks of a distributed fit as the command in ``sys.argv``: that is made an ordinary
-    ``medlight fit`` of the trial's configuration, which would otherwise be the sweep's own command.
-    """
+    """Run one trial's fit; returns run id, state and the metrics of the best epoch."""
     from medlight.launch.fit import Launch, fit, quiet
 
     quiet()
-    Path(config_file).write_text(yaml.safe_dump(config, sort_keys=False))
-    sys.argv = ["medlight", "fit", "-c", config_file]
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("medlight.cli.main")
+    pose_as_fit(config, Path(config_file))
     result = fit(config, Launch(kind="trial", report=report, **launch))
     return {"run_id": result.run_id, "state": result.state, "metrics": result.metrics}
