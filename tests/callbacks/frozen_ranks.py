@@ -11,6 +11,7 @@ import torch
 
 from medlight.callbacks import Freeze
 from medlight.tasks import SegmentationTask
+from tests.ranks import end_together
 from tests.tasks.blobs import Blobs, trainer
 
 NETWORK = {
@@ -44,6 +45,7 @@ def main(ranks: int, folder: Path) -> None:
     )
     run.fit(SegmentationTask(network=NETWORK, optimizer=optimizer), Blobs(dims=2, steps=4))
     torch.save(states.seen, folder / f"{ranks}-{run.global_rank}.pt")
+    end_together()
 
 
 if __name__ == "__main__":

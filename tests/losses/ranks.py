@@ -9,6 +9,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 
 import medlight.losses
+from tests.ranks import end_together
 
 
 def work(rank: int, ranks: int, name: str, folder: Path) -> None:
@@ -22,7 +23,7 @@ def work(rank: int, ranks: int, name: str, folder: Path) -> None:
     loss = getattr(medlight.losses, name)()(*trained(torch.cat([first, second])).chunk(2))
     loss.backward()
     torch.save({"loss": loss.detach(), "gradient": model.weight.grad}, folder / f"{name}-{ranks}-{rank}.pt")
-    distributed.destroy_process_group()
+    end_together()
 
 
 if __name__ == "__main__":

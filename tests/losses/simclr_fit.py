@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from medlight.tasks import SimCLRTask
+from tests.ranks import end_together
 from tests.tasks.blobs import DYNUNET, trainer
 from tests.tasks.views import BlobViews
 
@@ -24,6 +25,7 @@ def main(ranks: int, folder: Path) -> None:
     metrics = {name: float(value) for name, value in fit.callback_metrics.items()}
     found = {"start": start, "weights": task.state_dict(), "metrics": metrics}
     torch.save(found, folder / f"fit-{ranks}-{fit.global_rank}.pt")
+    end_together()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from medlight.tasks import ClassificationTask, MeanTeacherSegmentation, SegmentationTask
+from tests.ranks import end_together
 from tests.tasks.blobs import CNN, DYNUNET, Blobs, Pictures, trainer
 from tests.tasks.few import FewBlobs
 
@@ -30,9 +31,7 @@ def main(devices: int, kind: str, folder: Path) -> None:
         "rows": task.case_metrics,
     }
     torch.save(found, folder / f"{kind}-{devices}-{fit.global_rank}.pt")
-    if devices > 1:  # end together: gloo's threads abort a process whose partner is gone
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    end_together()
 
 
 if __name__ == "__main__":
