@@ -48,7 +48,7 @@ def mover_for(to_index: Affine, source: Shape, shape: Shape, orders: tuple[int, 
     skew = to_index.copy()
     skew[:3, 3] = 0
     np.fill_diagonal(skew, 0)
-    kind = _Parallel if bend(skew, shape) < ROUNDING else _Oblique
+    kind = Parallel if bend(skew, shape) < ROUNDING else _Oblique
     return kind(to_index, source, shape, orders)
 
 
@@ -58,11 +58,12 @@ def bend(matrix: Affine, shape: Shape) -> float:
     return float(np.abs(corners @ matrix[:3].T).max())
 
 
-class _Parallel:
+class Parallel:
     """Interpolation between grids with parallel axes: one matrix an axis."""
 
     def __init__(self, to_index: Affine, source: Shape, shape: Shape, orders: tuple[int, ...]) -> None:
         self.shape = shape
+        self.order = sorted(range(3), key=lambda axis: shape[axis] / source[axis])  # shrink first
         self.matrices, self.inside = [], []
         for axis in range(3):
             step, offset = float(to_index[axis, axis]), float(to_index[axis, 3])
@@ -72,7 +73,7 @@ class _Parallel:
 
     def move(self, channel: Array, out: Array) -> None:
         """Two axes slab by slab, then the third: what lies between is never larger than both ends."""
-        first, second, last = sorted(range(3), key=lambda axis: self.shape[axis] / channel.shape[axis])  # shrink first
+        first, second, last = self.order
         size = list(channel.shape)
         size[first], size[second] = self.shape[first], self.shape[second]
         between = np.empty(size, np.float32)
@@ -82,6 +83,37 @@ class _Parallel:
             between[part] = _along(self.matrices[second], slab, second)
         for part in _slabs(between.shape, first):
             out[part] = _along(self.matrices[last], between[part], last)
+
+    def needs(self, axis: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """For each target voxel along an axis the first source voxel that it is made of, and the one after the last.
+
+        A target voxel that is made of none (it lies beyond the source) needs what its neighbours do.
+        """
+        matrix = self.matrices[axis]
+        filled = np.flatnonzero(np.diff(matrix.indptr))
+        if not filled.size:
+            return np.zeros(self.shape[axis], np.int64), np.zeros(self.shape[axis], np.int64)
+        low = np.array([matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]].min() for row in filled])
+        high = np.array([matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]].max() for row in filled]) + 1
+        nearest = np.clip(np.searchsorted(filled, np.arange(self.shape[axis])), 0, filled.size - 1)
+        return low[nearest].astype(np.int64), high[nearest].astype(np.int64)
+
+    def move_rows(self, channel: Array, axis: int, start: int, rows: slice) -> Array:
+        """Interpolate the target's ``rows`` along an axis; what is beyond the source's edge is 0.
+
+        channel: the part of the source from ``start`` on along that axis, which reaches as far as the rows need. The
+        values are those of `move` to the last bit.
+        """
+        moved = channel.astype(np.float32)
+        for along in self.order:
+            matrix = self.matrices[along]
+            if along == axis:
+                matrix = matrix[rows, start : start + channel.shape[axis]]
+            moved = _along(matrix, moved, along)
+        for along, inside in enumerate(self.inside):
+            outside = ~(inside[rows] if along == axis else inside)
+            moved[(slice(None),) * along + (outside,)] = 0
+        return moved
 
     def clear(self, out: Array, value: Any) -> None:
         """Give every voxel beyond the source's edge a value."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -54,24 +54,83 @@ def sliding_window(
 
     Returns ``(L, I, J)`` or ``(L, I, J, K)`` float32.
     """
+    slabs = blended(image, window, model, overlap=overlap, batch=batch, pad_value=pad_value, progress=progress)
+    return joined(slabs, image.shape[1:])
+
+
+def joined(slabs: Iterable[Array], shape: Sequence[int]) -> Array:
+    """Lay slabs ``(L, i, ...)`` behind each other: ``(L, *shape)``."""
+    whole: Array | None = None
+    row = 0
+    for slab in slabs:
+        if whole is None:
+            whole = np.empty((len(slab), *shape), np.float32)
+        whole[:, row : row + slab.shape[1]] = slab
+        row += slab.shape[1]
+    assert whole is not None
+    return whole
+
+
+def blended(
+    image: Array,
+    window: Sequence[int],
+    model: Model,
+    *,
+    overlap: float = 0.5,
+    batch: int = 1,
+    pad_value: Sequence[float] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Array]:
+    """Give what `sliding_window` returns as slabs ``(L, i, J)`` or ``(L, i, J, K)``, one after the other along I.
+
+    A slab comes as soon as no window that is left reaches it, so that the sums are never longer than a window. It is
+    a view of them: use it before the next one is taken.
+    """
     padded, inside = _pad(image, window, pad_value or [0.0] * image.shape[0])
     places = list(_windows(padded.shape[1:], window, overlap))
     weights = gaussian_weights(window)
-    total: Array | None = None
-    count = np.zeros(padded.shape[1:], np.float32)
+    sums: _Sums | None = None
     for first in range(0, len(places), batch):
         group = places[first : first + batch]
         outputs = model(np.stack([padded[:, *place] for place in group]))
-        if total is None:
-            total = np.zeros((outputs.shape[1], *padded.shape[1:]), np.float32)
+        sums = sums or _Sums(outputs.shape[1], (window[0], *padded.shape[2:]), inside)
         for place, output in zip(group, outputs, strict=True):
-            total[:, *place] += output * weights
-            count[place] += weights
+            if place[0].start > sums.row:
+                yield from sums.finished(place[0].start)
+            sums.add(place, output, weights)
         if progress is not None:
             progress(first + len(group), len(places))
-    assert total is not None
-    total /= count
-    return total[:, *inside]
+    assert sums is not None
+    yield from sums.finished(padded.shape[1])
+
+
+class _Sums:
+    """Weighted outputs and weights of the rows along I that windows may still reach; ``row`` is the first of them."""
+
+    def __init__(self, channels: int, shape: Sequence[int], inside: tuple[slice, ...]) -> None:
+        self.row = 0
+        self._total = np.zeros((channels, *shape), np.float32)
+        self._count = np.zeros(shape, np.float32)
+        self._inside = inside
+
+    def add(self, place: tuple[slice, ...], output: Array, weights: Array) -> None:
+        """Add one window's output."""
+        rows = slice(place[0].start - self.row, place[0].stop - self.row)
+        self._total[:, rows, *place[1:]] += output * weights
+        self._count[rows, *place[1:]] += weights
+
+    def finished(self, end: int) -> Iterator[Array]:
+        """Give the rows before ``end`` that lie in the image, and make room for as many."""
+        rows = end - self.row
+        self._total[:, :rows] /= self._count[:rows]
+        low = max(self._inside[0].start - self.row, 0)
+        high = min(self._inside[0].stop - self.row, rows)
+        if low < high:
+            yield self._total[:, low:high, *self._inside[1:]]
+        for sums in (*self._total, self._count):
+            sums[:-rows] = sums[rows:]
+            sums[-rows:] = 0
+        self.row = end
 
 
 def fitted(image: Array, window: Sequence[int], pad_value: Sequence[float] | None = None) -> Array:
