@@ -31,6 +31,7 @@ from medlight.prepare import (
     Store,
     ZScore,
 )
+from medlight.prepare.prepared import scanned
 
 DataSignature = dict[str, Any]
 
@@ -186,6 +187,7 @@ class ScanDataModule(L.LightningDataModule):
             "preparation": self.preparation.to_dict(),
             "normalise": [n.to_dict() for n in for_channels(self.normalise, len(channels))],
             "patch_size": list(self.patch_shape[: self.spatial_dims]),
+            **scanned(self.prepared["train"], self.preparation),
         }
 
     def _reader(self, part: str) -> Reader:

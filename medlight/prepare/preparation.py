@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +32,8 @@ class PreparedArrays:
     image: float32 ``(C, I, J, K)`` in the scanner's own values. label: uint8 or uint16 ``(I, J, K)``, or None.
     stats: one entry a channel, see `statistics.statistics`. foreground: voxel indices ``(N, 3)`` of each label value
     other than 0, at most 10 000 of them, drawn with a fixed seed. values: label values before resampling. frames: of a
-    clip, which lie along K; 0 where it is none. mended: what was mended in the images, a line each.
+    clip, which lie along K; 0 where it is none. mended: what was mended in the images, a line each. modalities: those
+    that the images' files tell (DICOM's do): ``CT``, ``MR``, ...
     """
 
     image: npt.NDArray[np.float32]
@@ -47,6 +48,7 @@ class PreparedArrays:
     values: tuple[int, ...] = ()
     frames: int = 0
     mended: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Preparation:
             values=() if label is None else tuple(values_of(label).tolist()),
             frames=frames,
             mended=_mended(images),
+            modalities=modalities(images.values()),
         )
 
     def _image(self, images: dict[str, Volume], affine: Affine, shape: Shape, frames: int) -> npt.NDArray[np.float32]:
@@ -175,6 +178,11 @@ class Preparation:
             if frames:
                 part[...] = np.moveaxis(out[..., 0], 0, -1)
         return image
+
+    def spacing_along(self, affine: Affine) -> list[float]:
+        """Voxel size of a scan along the axes of ``orientation``, in millimetres."""
+        turned = reorient(np.broadcast_to(np.uint8(0), (1, 1, 1)), affine, self.orientation)[1]
+        return [float(size) for size in np.linalg.norm(turned[:3, :3], axis=0)]
 
     def clip_frames(self, images: dict[str, Volume]) -> int:
         """How many frames a clip of these images has; 0 where it is to be none, or they are no 4D scans."""
@@ -196,6 +204,11 @@ class Preparation:
             turned, affine = first.array, first.affine
         shape: Shape = turned.shape[-3:]
         return (affine, shape) if self.spacing is None else spaced_grid(affine, shape, self.spacing)
+
+
+def modalities(images: Iterable[Volume]) -> tuple[str, ...]:
+    """The modalities that images tell; none for formats that have no word for it."""
+    return tuple(sorted({str(volume.meta["modality"]) for volume in images if volume.meta.get("modality")}))
 
 
 def along_k(frames: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -8,7 +8,7 @@ import mmap
 import os
 import struct
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from medlight.errors import MedlightError
 from medlight.prepare.case import Case
 from medlight.prepare.interpolate import Shape
-from medlight.prepare.preparation import PreparedArrays
+from medlight.prepare.preparation import Preparation, PreparedArrays
 from medlight.scans.files import replacing
 from medlight.scans.orientation import Affine
 
@@ -39,7 +39,7 @@ class PreparedCase:
     key: name in the store. digest: sha256 of the input's content, whatever the preparation.
     shape, affine, spacing: of the prepared grid, I, J, K and millimetres. stats: one entry a channel
     (`statistics.statistics`). values: label values of the case as delivered; counts: voxels of each value other than 0
-    as prepared. mended: what was mended in the images, a line each.
+    as prepared. mended: what was mended in the images, a line each. modalities: those that the images' files tell.
     """
 
     case: Case
@@ -56,6 +56,7 @@ class PreparedCase:
     counts: dict[int, int]
     places: dict[str, _Place]
     mended: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -103,6 +104,17 @@ def cases_with(cases: Iterable[PreparedCase]) -> dict[int, int]:
     return dict(sorted(Counter(value for values in present for value in values).items()))
 
 
+def scanned(cases: Sequence[PreparedCase], preparation: Preparation) -> dict[str, Any]:
+    """What scans were like before they were prepared, as plain values: a predictor knows by it what is new to it.
+
+    Keys: modalities, those that are known; spacing_range, the smallest and the largest voxel size in millimetres along
+    the axes of the preparation's orientation.
+    """
+    sizes = np.array([preparation.spacing_along(case.original_affine) for case in cases])
+    ends = [[round(float(size), 4) for size in end] for end in (sizes.min(axis=0), sizes.max(axis=0))]
+    return {"modalities": sorted({name for case in cases for name in case.modalities}), "spacing_range": ends}
+
+
 @lru_cache(maxsize=256)
 def _mapped(path: Path) -> mmap.mmap:
     """A file of the store in memory; kept for a while, as mapping takes longer than reading a patch."""
@@ -125,6 +137,7 @@ def write_prepared(arrays: PreparedArrays, path: Path) -> None:
         "values": arrays.values,
         "counts": sorted(arrays.counts.items()),
         **({"mended": arrays.mended} if arrays.mended else {}),
+        **({"modalities": arrays.modalities} if arrays.modalities else {}),
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"medlight": json.dumps(facts)})
@@ -151,6 +164,7 @@ def open_prepared(case: Case, path: Path, digest: str) -> PreparedCase:
         counts=dict(facts["counts"]),
         places=places,
         mended=tuple(facts.get("mended", ())),
+        modalities=tuple(facts.get("modalities", ())),
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from medlight.errors import CaseError, UsageError
 from medlight.prepare import Case, ImageFolders, Label, Manifest, Preparation, Store
 from medlight.prepare.digests import content_digest, file_digests
+from medlight.prepare.prepared import scanned
 from medlight.scans import Volume, read, write_nifti
 from medlight.scans.dicom_seg import write_seg
 from tests.data import fake, fake_dicom
@@ -281,3 +282,18 @@ def test_real_contours_are_labels(data_root: Path, tmp_path: Path) -> None:
     assert case.has_label
     assert len(done.labels) > 1
     assert all(case.counts[value] for value in case.values if value)
+
+
+def test_a_signature_tells_modality_and_voxel_sizes_before_resampling(root: Path) -> None:
+    """As they were scanned, along the axes of the preparation's orientation."""
+    flat = fake_dicom.Grid(shape=(14, 12, 10), spacing=(2.0, 0.5), step=4.0)
+    fake_dicom.write(fake_dicom.series(flat, series="flat", modality="MR"), root / "images" / "flat")
+    write_nifti(label_of(read(root / "images" / "flat")), root / "labels" / "flat.nii.gz")
+    preparation = Preparation(spacing=[3.0, 3.0, 3.0], orientation="SAR")
+    cases = Store(root / "store").prepare(source(root).cases(), preparation).cases
+    again = Store(root / "store").prepare(source(root).cases(), preparation).cases
+    for found in (scanned(cases, preparation), scanned(again, preparation)):
+        assert found == {"modalities": ["CT", "MR"], "spacing_range": [[2.5, 1.5, 0.5], [4.0, 2.0, 0.75]]}
+    write_nifti(read(root / "images" / "flat"), root / "nifti" / "flat.nii.gz")
+    alone = Store(root / "store").prepare([Case("flat", {"image": root / "nifti" / "flat.nii.gz"})], preparation)
+    assert scanned(alone.cases, preparation)["modalities"] == []

@@ -103,9 +103,9 @@ def load(stack: Stack, mends: Mends = _NO_MENDS) -> Volume:
 
     The array is ``(C, I, J, K)``: columns, rows, slices, as stored; C is the stack's channels, times three for colour.
     Whole numbers stay int16 or uint16 where slope and intercept are whole numbers too, all else is float32. The affine
-    goes to RAS+ millimetres. ``meta``: the stack's technical facts, what the middle slice says of its values (``unit``,
-    ``turned``, ``windows``, ``voi_luts``), for PET ``suv_factor`` (None where ``suv_note`` says what is missing), and
-    ``mended``.
+    goes to RAS+ millimetres. ``meta``: the stack's technical facts and its ``modality``, what the middle slice says of
+    its values (``unit``, ``turned``, ``windows``, ``voi_luts``), for PET ``suv_factor`` (None where ``suv_note`` says
+    what is missing), and ``mended``.
 
     Raises MedlightError with the verdict's sentence unless it is ``ok`` or ``mends`` names what to do about it, and
     where an object's pixels are missing, cut off, of another size than the header says, or can't be decoded.
@@ -119,7 +119,7 @@ def load(stack: Stack, mends: Mends = _NO_MENDS) -> Volume:
 
 def _load(stack: Stack, mends: Mends, held: dict[Place, Opened]) -> Volume:
     decoder = Decoder(stack, held)
-    meta = {**stack.facts, **decoder.facts}
+    meta = {**stack.facts, **decoder.facts, **({"modality": stack.modality} if stack.modality else {})}
     array = decoder.run()
     placed = affine(stack.frames[: decoder.slices])
     array, placed, notes = mend_array(array, placed, stack, mends)
