@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": "compare runs or a sweep: table, paired tests, HTML page",
     "export": "turn a run's best checkpoint into a checked bundle",
     "predict": "run a bundle on scans",
+    "serve": "serve a bundle over HTTP and as a DICOM node",
     "ui": "start the MLflow UI on this folder's runs",
 }
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -1,0 +1,196 @@
+"""serve a bundle over HTTP and as a DICOM node."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import socket
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medlight.errors import MedlightError, UsageError, needs
+
+if TYPE_CHECKING:
+    from medlight.deploy.runtime import Predictor
+    from medlight.deploy.serve.dicom import Listener
+    from medlight.deploy.serve.http import HttpServer
+    from medlight.deploy.serve.turns import Turns
+
+EPILOG = """\
+example:
+  medlight serve hippocampus-bundle --http 8000
+  curl -F file=@scan.nii.gz http://127.0.0.1:8000/predict -o label.nii.gz
+  curl -F file=@series.zip 'http://127.0.0.1:8000/predict?format=json'
+
+  MEDLIGHT_TOKEN=... medlight serve RUN_ID --http 8000 --host 0.0.0.0
+  curl -H 'Authorization: Bearer ...' -F file=@series.zip http://HOST:8000/predict -o seg.dcm
+
+  medlight serve RUN_ID --dicom 11112 --send-to ARCHIVE@10.0.0.5:104 --host 0.0.0.0 --allow-aet CT1
+  storescu -aec MEDLIGHT +sd 127.0.0.1 11112 series
+
+HTTP: POST /predict takes one scan (NIfTI, DICOM, a zip of one DICOM series, a picture), or a form with a file for each
+contrast, its field called so, and answers with a DICOM-SEG for DICOM and a NIfTI label map for anything else;
+?format=nifti, dicom or json asks for one. GET /info tells what the bundle is, GET /health that the server is there.
+Where other machines reach it a token is needed; it travels readably: put a proxy with TLS before it.
+
+DICOM: a series is predicted when its association was released and nothing came for --quiet seconds; its DICOM-SEG is
+sent to --send-to, again and again until that has it. Until then all is kept in --spool, over restarts too, and deleted
+afterwards. What can't be predicted lies in its folder failed, with the reason, for a week. DICOM has no passwords:
+--allow-aet and --host decide who may send.
+
+Ctrl-C or SIGTERM ends it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``medlight serve``."""
+    parser.add_argument("model", metavar="BUNDLE|RUN", help="a bundle folder, or a run (or sweep) that was exported")
+    parser.add_argument("--http", type=int, metavar="PORT", help="answer to HTTP here")
+    parser.add_argument("--dicom", type=int, metavar="PORT", help="take C-STORE here (11112 is usual)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="HTTP's bearer token (or set MEDLIGHT_TOKEN)")
+    parser.add_argument(
+        "--allow-host", action="append", default=[], metavar="NAME", help="another name that HTTP is reached by"
+    )
+    parser.add_argument("--max-upload", default="2GiB", metavar="SIZE", help="of one HTTP request (default: 2GiB)")
+    parser.add_argument("--queue", type=int, default=8, metavar="N", help="HTTP requests that may wait (default: 8)")
+    parser.add_argument("--aet", default="MEDLIGHT", help="own title as a DICOM node (default: MEDLIGHT)")
+    parser.add_argument("--send-to", metavar="AET@HOST:PORT", help="where DICOM-SEGs are sent")
+    parser.add_argument(
+        "--allow-aet", action="append", default=[], metavar="AET", help="title that may send (default: every one)"
+    )
+    parser.add_argument("--quiet", type=float, default=5.0, metavar="SECONDS", help="until a series counts as complete")
+    parser.add_argument("--spool", type=Path, metavar="FOLDER", help="what is in hand (default: in the user's state)")
+    parser.add_argument("--max-spool", default="50GiB", metavar="SIZE", help="of the spool (default: 50GiB)")
+    parser.add_argument("--force", action="store_true", help="predict what does not fit the bundle, with a warning")
+    parser.add_argument("--threads", type=int, metavar="N", help="of the CPU runtime (default: one a CPU)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    from medlight.cli.predict import _bundle, check_threads
+
+    if args.http is None and args.dicom is None:
+        raise UsageError("nothing to listen on; give --http PORT, --dicom PORT, or both")
+    check_threads(args.threads)
+    _check(args)
+    bundle = _bundle(args.model)
+    if args.dicom is not None and bundle.task != "segmentation":
+        raise UsageError(f"--dicom: sends DICOM-SEGs, and this bundle is for {bundle.task}; use --http")
+    from medlight.deploy.runtime import Predictor
+    from medlight.deploy.serve.turns import Turns
+
+    warnings.simplefilter("ignore")  # libraries quote what they stumble over: patients' names
+    end = threading.Event()
+    with contextlib.ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            stack.callback(signal.signal, number, signal.signal(number, lambda *_: end.set()))
+        predictor, turns = Predictor(bundle, args.threads), Turns(args.queue)
+        print(predictor.runtime)
+        server = _http(args, predictor, turns, stack) if args.http is not None else None
+        if args.dicom is not None:
+            stack.callback(_dicom(args, predictor, turns).stop)
+        stack.callback(turns.end)
+        print("Ctrl-C ends it", flush=True)
+        while not end.wait(0.5) and (server is None or server.alive):
+            pass
+        if not end.is_set():
+            raise MedlightError("HTTP stopped by itself; start it again")
+        print("ending", flush=True)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what can't be before anything is loaded."""
+    for port, name in ((args.http, "--http"), (args.dicom, "--dicom")):
+        if port is not None and not 0 <= port < 65536:
+            raise UsageError(f"{name} {port}: choose a port from 1024 to 65535")
+    if args.queue < 0 or args.quiet < 0:
+        raise UsageError("--queue and --quiet: at least 0")
+    args.max_upload, args.max_spool = (
+        size_of("--max-upload", args.max_upload),
+        size_of("--max-spool", args.max_spool),
+    )
+    for module, wanted in (("fastapi", args.http), ("uvicorn", args.http), ("pynetdicom", args.dicom)):
+        if wanted is not None and not _installed(module):
+            raise needs("serve", module)
+    if args.http is not None:
+        from medlight.deploy.serve.access import check_open, read_token
+
+        args.token = read_token(args.token_file)
+        check_open(args.host, args.token)
+    if args.dicom is not None:
+        if not args.send_to:
+            raise UsageError("--dicom: give --send-to AET@HOST:PORT, where the results go")
+        from medlight.deploy.serve.sending import Peer, check_title
+
+        args.peer = Peer.parse(args.send_to)
+        check_title("--aet", args.aet)
+        for title in args.allow_aet:
+            check_title("--allow-aet", title)
+
+
+def _installed(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def size_of(name: str, text: str) -> int:
+    """Read a size such as ``2GiB``, ``500MB`` or ``4096``; UsageError where it is none."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?)B?|B)?", text.strip(), re.IGNORECASE)
+    size = 0
+    if found:
+        power = "KMGT".index(found[2].upper()) + 1 if found[2] else 0
+        size = int(float(found[1]) * (1024 if found[3] else 1000) ** power)
+    if size <= 0:
+        raise UsageError(f"{name} {text}: is no size; give one such as 2GiB")
+    return size
+
+
+def _http(args: argparse.Namespace, predictor: Predictor, turns: Turns, stack: contextlib.ExitStack) -> HttpServer:
+    from medlight.deploy.serve.access import own_names
+    from medlight.deploy.serve.http import HttpServer, application
+    from medlight.deploy.serve.upload import Limits
+
+    host = args.host.strip("[]")
+    listening = stack.enter_context(_bound(host, args.http))
+    limits = Limits(args.max_upload, 4 * args.max_upload)
+    names = own_names(host, args.allow_host)
+    app = application(predictor, turns, names=names, token=args.token, limits=limits, force=args.force)
+    server = HttpServer(app, listening)
+    server.start()
+    stack.callback(server.stop)
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    shown = f"[{near}]" if ":" in near else near
+    asked = "with the token" if args.token else "no token asked for"
+    print(f"HTTP: http://{shown}:{listening.getsockname()[1]} ({asked})", flush=True)
+    return server
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=128)
+    except PermissionError:
+        raise UsageError(f"--http {port}: not allowed here; choose a port above 1023") from None
+    except socket.gaierror:
+        raise UsageError(f"--host {host}: no such address on this machine") from None
+    except OSError as error:
+        raise UsageError(f"--http {port} on {host}: can't be listened on ({error.strerror}); choose another") from None
+
+
+def _dicom(args: argparse.Namespace, predictor: Predictor, turns: Turns) -> Listener:
+    from medlight.deploy.serve.dicom import Listener
+    from medlight.deploy.serve.spool import Spool
+
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    spool = Spool(args.spool or state / "medlight" / "spool", args.max_spool, args.quiet)
+    options: dict[str, Any] = {"title": args.aet, "callers": args.allow_aet, "force": args.force}
+    listener = Listener(predictor, turns, spool, args.peer, **options)
+    port = listener.start(args.host.strip("[]"), args.dicom)
+    print(f"DICOM: {args.aet}@{args.host}:{port}, results to {args.peer}; spool {spool.root}", flush=True)
+    return listener

@@ -1,0 +1,104 @@
+"""An upload predicted: as a label map, a DICOM-SEG, or figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medlight.deploy.bundle import Bundle
+from medlight.deploy.runtime.clinic import predict_series
+from medlight.deploy.runtime.files import write_on_grid
+from medlight.deploy.runtime.predictor import Predictor, Progress
+from medlight.deploy.serve.upload import Limits, RefusedError, as_scan
+from medlight.scans import Volume, read
+from medlight.scans.read import format_of
+
+Form = Literal["nifti", "dicom", "json"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is sent back. warnings: what was mended, or would have been refused without ``--force``."""
+
+    content: bytes
+    media_type: str
+    name: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+def answer(
+    predictor: Predictor,
+    files: Mapping[str, Path],
+    form: Form | None,
+    limits: Limits,
+    force: bool,
+    progress: Progress,
+) -> Answer:
+    """Predict what was uploaded, files by contrast.
+
+    form: what is asked for; by default a DICOM-SEG of DICOM, NIfTI of anything else, and JSON of a class.
+    Raises RefusedError for uploads that are no scans and forms that can't be, MedlightError where the scan does not
+    fit the bundle.
+    """
+    scans = {name: as_scan(file, limits) for name, file in _in_order(files, predictor.bundle).items()}
+    first = next(iter(scans.values()))
+    from_dicom = len(scans) == 1 and format_of(first) == "dicom"
+    classes = predictor.bundle.task == "classification"
+    form = form or ("json" if classes else "dicom" if from_dicom else "nifti")
+    if classes and form != "json":
+        raise RefusedError(400, f"the bundle tells classes, which can't be {form}; ask for format=json")
+    if form == "dicom" and not from_dicom:
+        raise RefusedError(400, "a DICOM-SEG needs the DICOM series it belongs to; send one as a zip, or ask for nifti")
+    if form == "dicom":
+        return _dicom(predictor, first, progress, force)
+    volumes = {name: read(scan, predictor.preparation.mends) for name, scan in scans.items()}
+    prediction = predictor.predict(volumes, progress)
+    warnings = [note for volume in volumes.values() for note in volume.meta.get("mended", ())]
+    if form == "json":
+        figures = _figures(predictor.bundle, prediction.probabilities.tolist() if classes else [], prediction.label)
+        text = json.dumps({"task": predictor.bundle.task, **figures, "warnings": warnings})
+        return Answer(text.encode() + b"\n", "application/json", warnings=warnings)
+    assert prediction.label is not None
+    out = first.parent / "out.nii.gz"
+    write_on_grid(prediction.label, first, out)
+    return Answer(out.read_bytes(), "application/gzip", "prediction.nii.gz", warnings)
+
+
+def _in_order(files: Mapping[str, Path], bundle: Bundle) -> dict[str, Path]:
+    """Return the files as the network takes them; one may be called anything."""
+    if len(files) == 1:
+        return {"image": next(iter(files.values()))}
+    channels = [str(name) for name in bundle.data["channels"]]
+    if set(files) != set(channels):
+        raise RefusedError(
+            400, f"send one file, or a file for each contrast, its field called so: {', '.join(channels)}"
+        )
+    return {name: files[name] for name in channels}
+
+
+def _dicom(predictor: Predictor, series: Path, progress: Progress, force: bool) -> Answer:
+    out = series.parent / "out"
+    result = predict_series(predictor, series, out, force=force, progress=progress)
+    (name,) = (name for name in result["files"] if name.endswith(".dcm"))
+    return Answer((out / name).read_bytes(), "application/dicom", "prediction.dcm", list(result["warnings"]))
+
+
+def _figures(bundle: Bundle, chances: list[float], label: Volume | None) -> dict[str, Any]:
+    """Return the probability of each class, or the size of each label: voxels, and millilitres."""
+    if label is None:
+        return {"probabilities": dict(zip(bundle.outputs, chances, strict=True))}
+    counts = np.bincount(label.array.ravel())
+    ml = float(abs(np.linalg.det(label.affine[:3, :3]))) / 1000
+    labels = [entry for entry in bundle.labels if entry.value]
+    sizes = [int(counts[entry.value]) if entry.value < len(counts) else 0 for entry in labels]
+    return {
+        "labels": [
+            {"value": entry.value, "name": entry.name, "voxels": size, "ml": round(size * ml, 4)}
+            for entry, size in zip(labels, sizes, strict=True)
+        ]
+    }

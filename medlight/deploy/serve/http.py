@@ -1,0 +1,182 @@
+"""HTTP: a scan is posted, its label map or figures come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import tempfile
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from medlight.deploy.runtime.predictor import Predictor
+from medlight.deploy.serve.access import Application, Guard
+from medlight.deploy.serve.answer import Answer, answer
+from medlight.deploy.serve.say import place_of, plain, say
+from medlight.deploy.serve.turns import BusyError, Job, StoppedError, Turns
+from medlight.deploy.serve.upload import Limits, RefusedError, receive
+from medlight.errors import MedlightError
+
+_FORMS = ("nifti", "dicom", "json")
+_LOOK = 0.2  # seconds between two looks at whether the client is still there
+_CONNECTIONS = 64
+
+
+def application(
+    predictor: Predictor,
+    turns: Turns,
+    *,
+    names: frozenset[str],
+    token: str | None = None,
+    limits: Limits | None = None,
+    force: bool = False,
+) -> Application:
+    """Make the application: POST /predict, GET /health, GET /info.
+
+    names: what the server may be called in a Host header. token: what a client must give. force: a scan that does not
+    fit the bundle is predicted all the same, with a warning.
+    """
+    limits = limits or Limits()
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # its pages are drawn by scripts of another site
+    facts = _facts(predictor, limits)
+
+    @app.get("/health")
+    async def health() -> Response:
+        return _json(200, {"status": "ok"})
+
+    @app.get("/info")
+    async def info() -> Response:
+        return _json(200, {**facts, "in_hand": turns.taken})
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Response:
+        start = time.monotonic()
+        response = await _predict(request, predictor, turns, limits, force)
+        say(f"HTTP predict: {response.status_code} in {time.monotonic() - start:.1f} s")
+        return response
+
+    @app.exception_handler(HTTPException)
+    async def not_so(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        reason = "ask POST /predict, GET /info or GET /health"
+        return _json(error.status_code, {"error": reason}, dict(error.headers or {}))
+
+    return Guard(app, names=names, token=token)
+
+
+def _facts(predictor: Predictor, limits: Limits) -> dict[str, Any]:
+    """What the bundle is, with no path and no name of a case."""
+    bundle = predictor.bundle
+    return {
+        "task": bundle.task,
+        "channels": [str(name) for name in bundle.data["channels"]],
+        "dimensions": bundle.data["spatial_dims"],
+        "outputs": bundle.outputs,
+        "labels": [{"value": label.value, "name": label.name} for label in bundle.labels],
+        "runtime": plain(predictor.runtime, str(bundle.root)),
+        "checked": bundle.checked,
+        "run_id": bundle.run_id,
+        "takes": ["NIfTI", "zip of one DICOM series", "DICOM", "PNG, JPEG, TIFF"],
+        "gives": ["json"] if bundle.task == "classification" else list(_FORMS),
+        "largest_upload": limits.upload,
+    }
+
+
+async def _predict(request: Request, predictor: Predictor, turns: Turns, limits: Limits, force: bool) -> Response:
+    """Take an upload, wait for its turn, answer; every failure is one line."""
+    folder = ""
+    try:
+        form = _form(request)
+        with turns.place(), tempfile.TemporaryDirectory(prefix="medlight-") as folder:
+            files = await receive(request, Path(folder), limits)
+            work = partial(answer, predictor, files, form, limits, force)
+            return _sent(await _waited(turns.submit(work), request))
+    except BusyError:
+        return _json(503, {"error": "busy: as many scans wait as may; try again later"}, {"Retry-After": "30"})
+    except (StoppedError, ClientDisconnect):
+        return _json(503, {"error": "stopped before it was done"})
+    except RefusedError as error:
+        return _json(error.status, {"error": str(error)})
+    except MedlightError as error:
+        return _json(422, {"error": _reason(error, folder)})
+    except Exception as error:
+        say(f"HTTP predict: {type(error).__name__} at {place_of(error)}")
+        return _json(500, {"error": "the prediction failed; see the server's log"})
+
+
+def _form(request: Request) -> Any:
+    form = request.query_params.get("format")
+    if form not in (None, *_FORMS):
+        raise RefusedError(400, f"format: one of {', '.join(_FORMS)}")
+    return form
+
+
+async def _waited(job: Job, request: Request) -> Answer:
+    """Wait for a job, and stop it where the client goes away; returns when nothing touches its files any more."""
+    future = asyncio.wrap_future(job.future)
+    try:
+        while not (await asyncio.wait({future}, timeout=_LOOK))[0]:
+            if await request.is_disconnected():
+                job.stop()
+        return future.result()
+    finally:
+        job.stop()
+        while not job.future.done():
+            await asyncio.sleep(0.01)
+
+
+def _sent(made: Answer) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{made.name}"'} if made.name else {}
+    headers |= {"Medlight-Warnings": json.dumps(made.warnings)} if made.warnings else {}
+    return Response(made.content, media_type=made.media_type, headers=headers)
+
+
+def _reason(error: MedlightError, folder: str) -> str:
+    """What an error says, with no path of this machine."""
+    return re.sub(r"[^\s:]*/(?=upload\d)", "", plain(str(error), folder))
+
+
+def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(json.dumps(content) + "\n", status, headers, "application/json")
+
+
+class HttpServer:
+    """The application on a socket, in a thread of its own."""
+
+    def __init__(self, app: Application, listening: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_graceful_shutdown=10,
+            lifespan="off",
+            ws="none",
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="http", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still answers."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """Take no more requests, and wait until those at hand are answered."""
+        self._server.should_exit = True
+        self._thread.join(20)
