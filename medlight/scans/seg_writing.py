@@ -48,6 +48,7 @@ _MOST_LABELS = 255  # more different values than these are an image's
 # Of more values than a few organs', neighbouring voxels of a label map are alike nearly all over; of a picture, rarely.
 _FEW_LABELS, _ALIKE = 32, 0.5
 _MENDED = ("gap", "uneven", "tilt", "duplicate")  # verdicts of series whose image may lie on a grid made by a mend
+_LONGEST_COMMENT = 10_240  # characters of a long text (PS3.5 6.2)
 _TISSUE: Code = ("85756007", "SCT", "Tissue")
 _ABNORMAL: Code = ("49755003", "SCT", "Morphologically Abnormal Structure")
 _ANATOMY: Code = ("91723000", "SCT", "Anatomical Structure")
@@ -55,33 +56,39 @@ _ANATOMY: Code = ("91723000", "SCT", "Anatomical Structure")
 
 def write_seg(
     mask: Volume,
-    source: Path,
+    source: Path | Stack,
     out: Path,
     labels: Sequence[Label],
     made: Literal["automatic", "manual"] = "automatic",
+    note: str = "",
 ) -> None:
     """Write a label map as a DICOM-SEG that refers to the images it was made of; empty frames are left out.
 
     mask: ``(1, I, J, K)``, whole numbers from 0, which is none, to 65535, at most 255 different ones, on the grid of
     one series of ``source`` (axes in any order); of a series that has to be mended, also on another grid in the same
-    patient coordinates, at right angles. source: the series' folder, file or zip; its headers are read again here, for
-    the patient and the study that the standard asks for. labels: names, colours and coded terms; a value that none
-    names is called ``label 3``, and one without a code is coded as tissue. made: by an algorithm or by hand, for
-    Segment Algorithm Type.
+    patient coordinates, at right angles. source: the series' folder, file or zip, or its stack; its headers are read
+    again here, for the patient and the study that the standard asks for. labels: names, colours and coded terms; a
+    value that none names is called ``label 3``, and one without a code is coded as tissue. made: by an algorithm or by
+    hand, for Segment Algorithm Type. note: what a reader has to know (Image Comments); nothing of the patient.
 
     The file is a binary segmentation, its segment numbers the label values, where these run from 1 to N; else a label
     map segmentation, which keeps any values. Warnings of the libraries are kept silent: they quote the patient's name.
     Raises MedlightError where the mask isn't a label map, lies on no series of the source, or the source lacks what a
     segmentation must refer to.
     """
-    path, out = Path(source), Path(out)
+    out = Path(out)
     if out.suffix.lower() != ".dcm":
         raise MedlightError(f"{shown(out)}: a DICOM-SEG is called .dcm; rename it")
     fault = label_fault(mask.array)
     if fault:
         raise MedlightError(f"{shown(out)}: {fault}")
     with _silent():
-        _write(mask, path, out, labels, made)
+        dataset = _made(mask, source, labels, made)
+        if note:
+            dataset.ContentDescription = "Made with warnings: see Image Comments"
+            dataset.ImageComments = note[:_LONGEST_COMMENT]
+        with replacing(out) as temporary:
+            dataset.save_as(temporary, enforce_file_format=True)
 
 
 def label_fault(array: Array) -> str:
@@ -113,47 +120,51 @@ def _silent() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _write(mask: Volume, path: Path, out: Path, labels: Sequence[Label], made: Literal["automatic", "manual"]) -> None:
-    """Write a label map that is one; see `write_seg`."""
-    frames, affine = _source_of(mask, path)
+def _made(mask: Volume, source: Path | Stack, labels: Sequence[Label], made: Literal["automatic", "manual"]) -> Any:
+    """Make the object of a label map that is one; see `write_seg`."""
+    frames, affine = _source_of(mask, source)
     turned, moved = reorient(mask.array[0], mask.affine, orientation(affine))
     images = _headers(frames)
     on_grid = _same_grid(turned.shape, moved, frames, affine)
     _fill_in(images, frames, affine)
     described = _described(mask.array, labels)
     try:
-        dataset = _segmentation(turned, moved, frames if on_grid else None, images, described, made)
+        return _segmentation(turned, moved, frames if on_grid else None, images, described, made)
     except (AttributeError, KeyError, ValueError, TypeError, IndexError) as error:
         cause = str(error) if isinstance(error, AttributeError) else type(error).__name__  # values may be the patient's
-        raise MedlightError(f"{shown(path)}: no segmentation can refer to these images ({cause}); check them") from None
-    with replacing(out) as temporary:
-        dataset.save_as(temporary, enforce_file_format=True)
+        title = _title(source)
+        raise MedlightError(f"{title}: no segmentation can refer to these images ({cause}); check them") from None
 
 
-def _source_of(mask: Volume, path: Path) -> tuple[tuple[Frame, ...], Affine]:
+def _title(source: Path | Stack) -> str:
+    return shown(source) if isinstance(source, Path) else source.id
+
+
+def _source_of(mask: Volume, source: Path | Stack) -> tuple[tuple[Frame, ...], Affine]:
     """Return the frames of the volume that the mask was made of, in order (of the first channel), and their affine."""
     from medlight.scans.dicom.geometry import affine as affine_of
     from medlight.scans.dicom.survey import survey
 
     found: list[tuple[Stack, tuple[Frame, ...], Affine]] = []
-    for stack in survey([path]).stacks:
+    for stack in survey([source]).stacks if isinstance(source, Path) else [source]:
         alike = stack.verdict.status not in ("unreadable", "mixed-orientation", "mixed-shape", "not-a-volume")
         if stack.kind == "image" and (alike or len(stack.frames) == 1):
             frames = stack.frames[: len(stack.frames) // len(stack.channels)]
             found.append((stack, frames, affine_of(frames)))
     if not found:
-        raise MedlightError(f"{shown(path)}: holds no image that a segmentation could be made of; give its series")
+        raise MedlightError(f"{_title(source)}: holds no image that a segmentation could be made of; give its series")
     turned = [reorient(mask.array[0], mask.affine, orientation(affine)) for _, _, affine in found]
     fits = [
         _same_grid(array.shape, moved, f, affine) for (array, moved), (_, f, affine) in zip(turned, found, strict=True)
     ]
     fitting = [entry for entry, fit in zip(found, fits, strict=True) if fit] or found
     if len(fitting) > 1:
-        raise MedlightError(f"{shown(path)}: {len(fitting)} series could be what the mask was made of; give the one")
+        count = f"{len(fitting)} series could be what the mask was made of"
+        raise MedlightError(f"{_title(source)}: {count}; give the one")
     stack, frames, affine = fitting[0]
     if not any(fits):
         array, moved = turned[0]
-        _check_elsewhere(array.shape, moved, stack, frames, affine, shown(path))
+        _check_elsewhere(array.shape, moved, stack, frames, affine, _title(source))
     return frames, affine
 
 
