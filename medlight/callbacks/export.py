@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from medlight.deploy import tensorrt
 from medlight.deploy.bundle import Bundle
-from medlight.deploy.export import check_targets, engine_left_out, export
+from medlight.deploy.export import check_targets, export
 from medlight.deploy.onnx_export import require_packages
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare.case import Case
@@ -28,13 +28,14 @@ class Export(L.Callback):
     figures are in its metrics, and a warning says them.
 
     Args:
-        to: ``onnx`` and perhaps ``tensorrt``.
+        to: ``onnx``, and perhaps ``openvino``, ``tensorrt`` and ``torch``.
+        precision: of the models: ``fp32``, ``fp16``, ``bf16``, ``int8``; each target makes those it can run.
         cases: how many validation cases the bundle is compared with torch on.
     """
 
-    def __init__(self, to: list[str] | None = None, cases: int = 3) -> None:
-        self.to, self.cases = list(to or ["onnx"]), cases
-        check_targets(self.to)
+    def __init__(self, to: list[str] | None = None, precision: list[str] | None = None, cases: int = 3) -> None:
+        self.to, self.precision, self.cases = list(to or ["onnx"]), list(precision or ["fp32"]), cases
+        check_targets(self.to, self.precision)
         if cases < 1:
             raise UsageError(f"Export.cases: {cases} must be at least 1: nothing is published unchecked")
 
@@ -57,10 +58,11 @@ class Export(L.Callback):
         cases = spread([prepared.case for prepared in data.prepared["val"]], self.cases)
         logger = trainer.logger if isinstance(trainer.logger, MLflowLogger) else None
         targets, skipped = available(self.to)
+        options: dict[str, Any] = {"to": targets, "precision": self.precision, "training": data.prepared["train"]}
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "bundle"
             try:
-                bundle = export(checkpoint, out, cases=cases, to=targets, run_id=logger.run_id if logger else None)
+                bundle = export(checkpoint, out, cases=cases, run_id=logger.run_id if logger else None, **options)
             except MedlightError as error:
                 rank_zero_warn(f"the export failed: {error}")
                 if logger:
@@ -73,8 +75,6 @@ class Export(L.Callback):
                 logger.set_tags(tags(bundle, skipped))
             else:
                 shutil.copytree(bundle.root, Path(trainer.default_root_dir) / "bundle", dirs_exist_ok=True)
-        if reason := engine_left_out(bundle):
-            rank_zero_warn(f"the TensorRT engine is left out: {reason}")
         rank_zero_info(f"exported: probabilities differ from torch by up to {bundle.parity['max_abs_diff']:.2g}")
 
 
@@ -98,8 +98,10 @@ def available(to: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def metrics(figures: dict[str, Any]) -> dict[str, float]:
-    """Return what of the parity goes into the run's metrics."""
+    """Return what of the parity goes into the run's metrics: of the ONNX model, and below their names of the others."""
     found = {f"export/{name}": figures.get(name) for name in ("max_abs_diff", "mean_abs_diff", "dice_diff")}
+    for model, of_model in figures.get("models", {}).items():
+        found |= {f"export/{model}/{name}": of_model.get(name) for name in ("max_abs_diff", "score_diff")}
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
@@ -108,8 +110,6 @@ def tags(bundle: Bundle, tensorrt_skipped: str | None) -> dict[str, str]:
     found = {"medlight.export": "complete" if bundle.parity.get("checked") else "unchecked"}
     if tensorrt_skipped:
         found["medlight.tensorrt"] = f"skipped: {tensorrt_skipped}"
-    elif reason := engine_left_out(bundle):
-        found["medlight.tensorrt"] = f"left out: {reason}"
     elif any(model.runtime == "tensorrt" for model in bundle.models):
         found["medlight.tensorrt"] = "complete"
     return found

@@ -3,7 +3,8 @@
 ``bundle.json`` says how an input becomes what the network was trained on (spacing, orientation, normaliser), how
 windows are blended, what comes out, which files hold the network, with what tools they were made and how they compare
 with it.
-Digests guard the files and the description itself: a bundle that was altered is refused.
+One file may serve several runtimes. Digests guard the files and the description itself: a bundle that was altered is
+refused.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _AGAIN = "mend: export it again with medlight export"
 class Model:
     """One file that holds the network.
 
-    runtime: ``onnxruntime`` or ``tensorrt``; precision: of its weights and sums.
+    runtime: ``onnxruntime``, ``openvino``, ``tensorrt`` or ``torch``.
+    precision: of its weights and sums: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
     dynamic_axes: names of the input's axes whose size is free (``batch``, ``i``, ``j``, ``k``).
     size_multiple: a free spatial size must be a multiple of this.
     """
@@ -40,6 +42,11 @@ class Model:
     dynamic_axes: list[str]
     size_multiple: int
 
+    @property
+    def name(self) -> str:
+        """What it is called where one of several is meant: ``openvino-int8``."""
+        return f"{self.runtime}-{self.precision}"
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -50,6 +57,7 @@ class Bundle:
     window: size in voxels of the prepared grid, overlap (0 to 1) and blending mode.
     normalise_in_graph: the graph takes the scanner's own values; otherwise the predictor normalises with the
         statistics of the whole scan.
+    models: what can be run; the first is the network in float32 for onnxruntime, which all others are made from.
     parity: figures of the comparison with the trained network; empty before it was made.
     """
 
@@ -115,13 +123,13 @@ class Bundle:
         """Whether it was compared with the trained network, and the figures are there."""
         return bool(self.parity.get("checked")) and (self.root / PARITY).is_file()
 
-    def model(self, runtime: str) -> Model:
-        """Return the model for a runtime; UsageError says which there are."""
+    def model(self, name: str) -> Model:
+        """Return a model by its name or its runtime's, the first that fits; UsageError says which there are."""
         for model in self.models:
-            if model.runtime == runtime:
+            if name in (model.name, model.runtime):
                 return model
-        there = ", ".join(sorted({model.runtime for model in self.models})) or "none"
-        raise UsageError(f"{self.root}: no model for {runtime} (there: {there}); mend: export it --to onnx")
+        there = ", ".join(model.name for model in self.models) or "none"
+        raise UsageError(f"{self.root}: no model {name!r} (there: {there}); mend: name one of them, or export it")
 
     def _check(self, model: Model) -> None:
         file = self.root / model.file

@@ -1,4 +1,4 @@
-"""A checkpoint becomes a bundle, and is published only if the bundle says what the network says."""
+"""A checkpoint becomes a bundle, and is published only if every model in it says what the network says."""
 
 from __future__ import annotations
 
@@ -10,28 +10,51 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from medlight.deploy import tensorrt
 from medlight.deploy.bundle import DESCRIPTION, PARITY, Bundle, Model, sha256
-from medlight.deploy.onnx_export import export_onnx
-from medlight.deploy.parity import TOLERANCE, ParityError, compare, describe
+from medlight.deploy.onnx_export import Exported, export_onnx
+from medlight.deploy.parity import ParityError, compare, describe
 from medlight.deploy.runtime.predictor import Predictor
+from medlight.deploy.runtime.session import OnnxSession, open_session
 from medlight.errors import UsageError
 from medlight.prepare.case import Case
 
-Target = Literal["onnx", "tensorrt"]
+if TYPE_CHECKING:
+    from medlight.prepare import PreparedCase
+
+Target = Literal["onnx", "openvino", "tensorrt", "torch"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Progress = Callable[[int, int], None]
-_PACKAGES = ("medlight", "torch", "monai", "onnx", "onnxscript", "onnxruntime", "numpy", "tensorrt", "tensorrt_rtx")
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "torch": "torch"}
+CAN: dict[str, tuple[str, ...]] = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "tensorrt": ("fp32", "fp16", "int8"),  # bf16: TensorRT can't build 3D deconvolutions
+    "torch": ("fp32", "bf16"),
+}
+Array = npt.NDArray[np.float32]
+INT8_LIMIT = 0.01  # how far INT8 may be from float32 on training patches, see `_distance`
+_PACKAGES = ("medlight", "torch", "monai", "onnx", "onnxscript", "onnxruntime", "openvino", "numpy", "tensorrt")
 
 
-def check_targets(to: Sequence[str]) -> None:
-    """Raise UsageError for a target that does not exist."""
-    known = get_args(Target)
+def check_targets(to: Sequence[str], precision: Sequence[str] = ("fp32",)) -> None:
+    """Raise UsageError for a target or a precision that does not exist, or that no target can run."""
     for name in to:
-        if name not in known:
-            raise UsageError(f"--to {name}: no such target; mend: one of {', '.join(known)}")
+        if name not in get_args(Target):
+            raise UsageError(f"--to {name}: no such target; mend: one of {', '.join(get_args(Target))}")
+    for name in precision:
+        if name not in get_args(Precision):
+            raise UsageError(f"--precision {name}: no such precision; mend: one of {', '.join(get_args(Precision))}")
+        if not any(name in CAN[target] for target in to):
+            able = " or ".join(target for target, names in CAN.items() if name in names)
+            raise UsageError(f"--precision {name}: {', '.join(to)} can't run it; mend: add {able} to --to")
     if "onnx" not in to:
         raise UsageError(f"--to {','.join(to)}: every bundle has an ONNX model; mend: --to onnx,{','.join(to)}")
 
@@ -42,88 +65,154 @@ def export(
     *,
     cases: Sequence[Case] | None,
     to: Sequence[str] = ("onnx",),
+    precision: Sequence[str] = ("fp32",),
+    training: Sequence[PreparedCase] = (),
     run_id: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
-    """Make a bundle of a checkpoint at ``out``, once it was compared with torch on whole cases.
+    """Make a bundle of a checkpoint at ``out``, once each of its models was compared with torch on whole cases.
 
     cases: what the parity is measured on; None writes a bundle that says it is unchecked.
-    to: ``onnx`` and perhaps ``tensorrt`` (see `tensorrt.unavailable` for whether that can be); an engine that is not
-        what torch says is left out, and `engine_left_out` says why.
+    to: ``onnx`` and perhaps others (see `tensorrt.unavailable` for whether an engine can be built).
+    precision: of the models; each target makes those it can run. float32 is always there.
+    training: cases that ``int8`` is calibrated on.
     progress: called with the cases compared and their total.
 
-    Raises ParityError with the figures where probabilities differ by more than 1e-4 (nothing is left at ``out``),
-    UsageError where ``out`` is there and is no bundle, or there is no case to compare on.
+    Raises ParityError with the figures where a model is outside its tolerance (nothing is left at ``out``), UsageError
+    where ``out`` is there and is no bundle, or there is no case to compare on.
     """
     from medlight import tasks
 
-    check_targets(to)
+    check_targets(to, precision)
     if cases is not None and not cases:
         raise UsageError("there is no case to compare the bundle with torch on; mend: name some, or pass --unchecked")
     task = tasks.load(checkpoint)
     with _published(Path(out)) as folder:
-        bundle = _with_onnx(task, folder, run_id)
-        if cases is None:
-            bundle = dataclasses.replace(bundle, parity={"checked": False})
-        else:
-            figures = _checked(task, Predictor(bundle, threads), cases, progress)
-            bundle = dataclasses.replace(bundle, parity=figures)
-        if "tensorrt" in to:
-            bundle = _with_tensorrt(bundle, task, cases)
-        (folder / PARITY).write_text(json.dumps(bundle.parity, indent=2) + "\n")
-        summary = {key: value for key, value in bundle.parity.items() if key != "per_case"}
-        dataclasses.replace(bundle, parity=summary).save()
+        maker = _Maker(task, folder, training)
+        for target in sorted(to, key=list(CAN).index):
+            for name in (p for p in get_args(Precision) if p in ("fp32", *precision) and p in CAN[target]):
+                maker.add(target, name)
+        tools = {**_tools(), "exporter": maker.made.exporter}
+        bundle = Bundle(root=folder, models=maker.models, tools=tools, run_id=run_id, **task.signature())
+        figures = {"checked": False} if cases is None else _checked(task, bundle, cases, threads, progress)
+        (folder / PARITY).write_text(json.dumps(figures, indent=2) + "\n")
+        dataclasses.replace(bundle, parity=_summary(figures)).save()
     return Bundle.load(Path(out))
 
 
-def _with_onnx(task: Any, folder: Path, run_id: str | None) -> Bundle:
-    signature = task.signature()
-    file = folder / "model.onnx"
-    made = export_onnx(task.deployable(), len(signature["data"]["channels"]), signature["window"]["size"], file)
-    model = Model(file.name, "onnxruntime", "fp32", sha256(file), made.dynamic_axes, made.size_multiple)
-    tools = {**_tools(), "exporter": made.exporter}
-    return Bundle(root=folder, models=[model], tools=tools, run_id=run_id, **signature)
+class _Maker:
+    """Writes the files of a bundle, each graph once, whichever runtimes take it."""
+
+    def __init__(self, task: Any, folder: Path, training: Sequence[PreparedCase]) -> None:
+        self._signature = task.signature()
+        self._module, self._folder, self._training = task.deployable(), folder, training
+        self._channels = len(self._signature["data"]["channels"])
+        self._window = list(self._signature["window"]["size"])
+        self._graph = folder / "model.onnx"
+        self.made: Exported = export_onnx(self._module, self._channels, self._window, self._graph)
+        self.models: list[Model] = []
+
+    def add(self, target: str, precision: str) -> None:
+        """Make the file of a model where it is not there, and list it."""
+        match target:
+            case "torch":
+                file = self._program()
+            case "tensorrt":
+                file = self._engine(precision)
+            case "openvino" if precision != "int8":  # it computes in the precision it is told, from the same graph
+                file = self._graph
+            case _:
+                file = self._onnx(precision)
+        axes, multiple = self.made.dynamic_axes, self.made.size_multiple
+        if target == "tensorrt":
+            axes, multiple = ["batch"], 1
+        self.models.append(Model(file.name, RUNTIMES[target], precision, sha256(file), axes, multiple))
+
+    def _onnx(self, precision: str) -> Path:
+        file = self._folder / ("model.onnx" if precision == "fp32" else f"model_{precision}.onnx")
+        if file.exists():
+            return file
+        if precision == "fp16":
+            from medlight.deploy.half import to_fp16
+
+            to_fp16(self._graph, file, self._batches if self._training else ())
+            return file
+        from medlight.deploy.quantise import quantise_within
+
+        if not self._training:
+            raise UsageError("int8 is calibrated on training patches, and no data are known; mend: --data FIT.yaml")
+        quantise_within(self._graph, file, self._batches, _distance(self._graph, self._batches), INT8_LIMIT)
+        return file
+
+    @cached_property
+    def _batches(self) -> list[Array]:
+        """Training patches as the graph takes them."""
+        from medlight.deploy.calibration import calibration_batches
+
+        return calibration_batches(self._training, self._signature)
+
+    def _engine(self, precision: str) -> Path:
+        """Build an engine for this machine's GPU, with one profile: the window, in batches of 1 to 4."""
+        smallest, best, largest = ((batch, self._channels, *self._window) for batch in (1, 1, 4))
+        plan = tensorrt.build(self._onnx(precision), {"image": (smallest, best, largest)}, packages=("tensorrt",))
+        file = self._folder / ("model.engine" if precision == "fp32" else f"model_{precision}.engine")
+        file.write_bytes(plan)
+        return file
+
+    def _program(self) -> Path:
+        from medlight.deploy.torch_program import export_program
+
+        file = self._folder / "model.pt2"
+        if not file.exists():
+            export_program(self._module, self._channels, self._window, self.made, file)
+        return file
 
 
-def _checked(task: Any, predictor: Predictor, cases: Sequence[Case], progress: Progress | None) -> dict[str, Any]:
-    figures, worst = compare(task, predictor, cases, progress)
-    if not figures["passed"]:
-        raise ParityError(
-            f"the exported model is not the trained one: {describe(figures, worst)}; tolerance {TOLERANCE:g}; "
-            "nothing was written",
-            figures,
-        )
-    return figures
+def _distance(graph: Path, batches: Sequence[Array]) -> Callable[[Path], float]:
+    """Return how far another graph's probabilities are from this one's: 1 minus their soft Dice, mean over outputs."""
+    session = OnnxSession(graph, 1)
+    expected = [session(batch) for batch in batches]
+
+    def distance(other: Path) -> float:
+        session = OnnxSession(other, 1)
+        apart = both = np.zeros(expected[0].shape[1])
+        for batch, reference in zip(batches, expected, strict=True):
+            found = session(batch)
+            axes = (0, *range(2, found.ndim))
+            apart = apart + np.abs(found - reference).sum(axes, dtype=np.float64)
+            both = both + (found + reference).sum(axes, dtype=np.float64)
+        return float(np.mean(apart / np.maximum(both, 1e-12)))
+
+    return distance
 
 
-def _with_tensorrt(bundle: Bundle, task: Any, cases: Sequence[Case] | None) -> Bundle:
-    """Add an engine for this machine's GPU, with one profile: the window, in batches of 1 to 4.
+def _checked(
+    task: Any, bundle: Bundle, cases: Sequence[Case], threads: int | None, progress: Progress | None
+) -> dict[str, Any]:
+    """Compare every model with torch; return the figures of the first, with those of the others below ``models``."""
+    predictors = {}
+    for model in bundle.models:
+        session = open_session(bundle, model, threads)
+        predictors[model.name] = (model.precision, Predictor(bundle, session=session))
+    figures, worst = compare(task, predictors, cases, progress)
+    first, *others = figures
+    found = {**figures[first], "models": {name: figures[name] for name in others}}
+    for name, of_model in figures.items():
+        if not of_model["passed"]:
+            raise ParityError(
+                f"the exported {name} is not the trained network: {describe(of_model, worst[name])}; "
+                f"tolerance {of_model['tolerance']:g}; nothing was written",
+                found,
+            )
+    return found
 
-    It is compared with torch as the ONNX model was (``parity["tensorrt"]``), and left out where it differs.
-    """
-    channels, window = len(bundle.data["channels"]), bundle.window["size"]
-    smallest, best, largest = ((batch, channels, *window) for batch in (1, 1, 4))
-    source = bundle.root / bundle.model("onnxruntime").file
-    plan = tensorrt.build(source, {"image": (smallest, best, largest)}, packages=("tensorrt",))
-    if cases is not None:
-        figures, _ = compare(task, Predictor(bundle, session=tensorrt.EngineSession(plan)), cases)
-        del figures["per_case"]
-        bundle = dataclasses.replace(bundle, parity={**bundle.parity, "tensorrt": figures})
-        if not figures["passed"]:
-            return bundle
-    file = bundle.root / "model.engine"
-    file.write_bytes(plan)
-    model = Model(file.name, "tensorrt", "fp32", sha256(file), ["batch"], 1)
-    return dataclasses.replace(bundle, models=[*bundle.models, model])
 
-
-def engine_left_out(bundle: Bundle) -> str | None:
-    """Return why a bundle has no engine though one was built, or None."""
-    figures = bundle.parity.get("tensorrt")
-    if not figures or figures["passed"]:
-        return None
-    return f"its probabilities differ from torch by up to {figures['max_abs_diff']:.2g} (tolerance {TOLERANCE:g})"
+def _summary(figures: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures without those of each case."""
+    kept = {key: value for key, value in figures.items() if key not in ("per_case", "models")}
+    others = {name: _summary(of_model) for name, of_model in figures.get("models", {}).items()}
+    return {**kept, "models": others} if others else kept
 
 
 @contextmanager

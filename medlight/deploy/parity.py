@@ -1,4 +1,4 @@
-"""Does the bundle say what the trained network says? Measured on whole cases, each path from the input file on.
+"""Does each model of a bundle say what the trained network says? Measured on whole cases, from the input file on.
 
 The torch path: the preparation of training, the task's own whole-case prediction, back to the scan's grid. The bundle's
 path: the file is read and handed to the Predictor. They share no step but the reader and the resampling formulas.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,17 +18,27 @@ import numpy.typing as npt
 from medlight.deploy.runtime.dice import dice, mean
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.errors import MedlightError
-from medlight.prepare.case import Case
+from medlight.prepare.case import Case, Label
 from medlight.prepare.normalise import normaliser_from
 from medlight.prepare.preparation import Preparation, PreparedArrays
 from medlight.prepare.reading import read_label_ref, read_ref
 from medlight.prepare.resample import restore
+from medlight.scans.volume import Volume
 
 if TYPE_CHECKING:
     from medlight.tasks import Task
 
-TOLERANCE = 1e-4  # of fp32 probabilities
+TOLERANCE = {"fp32": 1e-4, "fp16": 0.002, "bf16": 0.002, "int8": 0.005}
+"""By precision: fp32 of any probability; the others of the mean Dice, or of the AUROC, over the cases."""
+SCORES = {
+    "dice": "mean Dice",
+    "agreement": "Dice of the label maps against torch's",
+    "auroc": "AUROC",
+    "probability": "mean probability",
+}
+
 Array = npt.NDArray[Any]
+Figures = dict[str, Any]
 
 
 class ParityError(MedlightError):
@@ -43,7 +53,8 @@ class ParityError(MedlightError):
 class CaseParity:
     """One case: difference of probabilities (largest and mean), share of equal labels, Dice of both against the truth.
 
-    ``case`` is a digest of the case's id: ids are often file names, and those may name a patient.
+    ``case`` is a digest of the case's id: ids are often file names, and those may name a patient. ``dice_maps`` is the
+    Dice of the two label maps, one against the other. The last three are of classification, and not written down.
     """
 
     case: str
@@ -52,6 +63,10 @@ class CaseParity:
     label_agreement: float
     dice_torch: float | None = None
     dice_bundle: float | None = None
+    dice_maps: float | None = None
+    target: int | tuple[float, ...] | None = None
+    by_torch: tuple[float, ...] = ()
+    by_bundle: tuple[float, ...] = ()
 
     @property
     def dice_diff(self) -> float | None:
@@ -60,73 +75,158 @@ class CaseParity:
             return None
         return abs(self.dice_torch - self.dice_bundle)
 
+    def written(self) -> dict[str, Any]:
+        """Return what goes to parity.json."""
+        return {name: value for name, value in asdict(self).items() if name not in ("target", "by_torch", "by_bundle")}
+
 
 def compare(
-    task: Task, predictor: Predictor, cases: Sequence[Case], progress: Callable[[int, int], None] | None = None
-) -> tuple[dict[str, Any], str]:
-    """Run both paths over the cases; return the figures (plain values, for parity.json) and the worst case's id.
+    task: Task,
+    predictors: Mapping[str, tuple[str, Predictor]],
+    cases: Sequence[Case],
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, Figures], dict[str, str]]:
+    """Run the network and every model over the cases.
 
-    Figures: checked, tolerance, passed, cases (how many), max_abs_diff, mean_abs_diff (of probabilities),
-    label_agreement (share of voxels or cases), dice_diff (the largest, None without labels), worst_case, per_case.
+    predictors: by the model's name, its precision and what runs it. torch runs once a case.
+
+    Returns the figures of each model (plain values, for parity.json) and the id of the case it does worst on. Figures:
+    runtime, precision, tolerance, passed, cases (how many), max_abs_diff, mean_abs_diff (of probabilities),
+    label_agreement (share of voxels or cases), score and score_diff (see `_score`), dice_diff (the largest, None
+    without labels), worst_case, per_case.
     """
-    rows = []
+    rows: dict[str, list[CaseParity]] = {name: [] for name in predictors}
     for number, case in enumerate(cases):
-        rows.append(_compare_case(task, predictor, case))
+        expected = _Expected.of(task, case, next(iter(predictors.values()))[1])
+        for name, (_, predictor) in predictors.items():
+            rows[name].append(expected.compared(predictor))
         if progress is not None:
             progress(number + 1, len(cases))
-    worst = int(np.argmax([math.inf if math.isnan(row.max_abs_diff) else row.max_abs_diff for row in rows]))
+    figures, worst = {}, {}
+    for name, (precision, predictor) in predictors.items():
+        index = int(np.argmax([math.inf if math.isnan(row.max_abs_diff) else row.max_abs_diff for row in rows[name]]))
+        worst[name] = cases[index].id
+        figures[name] = {"runtime": predictor.runtime, **_figures(precision, rows[name], index)}
+    return figures, worst
+
+
+def _figures(precision: str, rows: list[CaseParity], worst: int) -> Figures:
+    tolerance, largest = TOLERANCE[precision], rows[worst].max_abs_diff
+    score, apart = _score(rows)
     differences = [row.dice_diff for row in rows if row.dice_diff is not None]
-    largest = rows[worst].max_abs_diff
-    figures = {
+    return {
         "checked": True,
-        "runtime": predictor.runtime,
-        "tolerance": TOLERANCE,
-        "passed": largest <= TOLERANCE,
+        "precision": precision,
+        "tolerance": tolerance,
+        "passed": (largest if precision == "fp32" else apart) <= tolerance,
         "cases": len(rows),
         "max_abs_diff": largest,
         "mean_abs_diff": float(np.mean([row.mean_abs_diff for row in rows])),
         "label_agreement": float(np.mean([row.label_agreement for row in rows])),
+        "score": score,
+        "score_diff": apart,
         "dice_diff": max(differences) if differences else None,
         "worst_case": rows[worst].case,
-        "per_case": [asdict(row) for row in rows],
+        "per_case": [row.written() for row in rows],
     }
-    return figures, cases[worst].id
 
 
-def describe(figures: dict[str, Any], worst: str) -> str:
+def _score(rows: list[CaseParity]) -> tuple[str, float]:
+    """Return what a lower precision is judged by, and how far the model is from torch in it.
+
+    ``dice``: of the mean Dice of labelled cases. ``agreement``: 1 minus the mean Dice of the model's label maps against
+    torch's, where there are no labels. ``auroc``: the largest difference of a class. ``probability``: the mean
+    difference of probabilities, where the cases are of one class only.
+    """
+    labelled = [row for row in rows if row.dice_torch is not None and row.dice_bundle is not None]
+    if labelled:
+        pairs = np.array([(row.dice_torch, row.dice_bundle) for row in labelled])
+        return "dice", float(abs(np.subtract(*pairs.mean(axis=0))))
+    maps = [row.dice_maps for row in rows if row.dice_maps is not None]
+    if maps:
+        return "agreement", float(1 - np.mean(maps))
+    if (found := _auroc_diff(rows)) is not None:
+        return "auroc", found
+    return "probability", float(np.mean([row.mean_abs_diff for row in rows]))
+
+
+def _auroc_diff(rows: list[CaseParity]) -> float | None:
+    """Return the largest difference of a class' AUROC; None where no class has cases on both sides."""
+    import torch
+    from torchmetrics.functional.classification import binary_auroc
+
+    found = []
+    for index in range(len(rows[0].by_torch)):
+        known = [row for row in rows if row.target is not None]
+        truth = [int(row.target[index] if isinstance(row.target, tuple) else row.target == index) for row in known]
+        if len(set(truth)) == 2:
+            both = [[row.by_torch[index] for row in known], [row.by_bundle[index] for row in known]]
+            one, other = (float(binary_auroc(torch.tensor(scores), torch.tensor(truth))) for scores in both)
+            found.append(abs(one - other))
+    return max(found) if found else None
+
+
+def describe(figures: Figures, worst: str) -> str:
     """Return the figures in one line."""
     spread = f"probabilities differ by up to {figures['max_abs_diff']:.3g} (mean {figures['mean_abs_diff']:.3g})"
     scores = "" if figures["dice_diff"] is None else f", Dice by up to {figures['dice_diff']:.3g}"
+    if figures["precision"] != "fp32":
+        scores += f", the {SCORES[figures['score']]} by {figures['score_diff']:.3g}"
     agreement = f"{100 * figures['label_agreement']:.4f} % of the labels agree"
     return f"{spread}{scores}; {agreement}; worst case {worst}, of {figures['cases']}"
 
 
-def _compare_case(task: Task, predictor: Predictor, case: Case) -> CaseParity:
-    prepared = Preparation(**task.data["preparation"]).prepare(case, predictor.bundle.labels)
-    by_torch = torch_probabilities(task, prepared)
-    scans = {name: read_ref(ref, predictor.preparation.mends) for name, ref in case.images.items()}
-    prediction = predictor.predict(scans)
-    by_bundle = prediction.probabilities
-    if by_torch.shape != by_bundle.shape:
-        raise MedlightError(f"{case.id}: torch gives {by_torch.shape} and the bundle {by_bundle.shape}")
-    difference = np.abs(by_torch - by_bundle)
-    figures: dict[str, Any] = {
-        "case": hashlib.sha256(case.id.encode()).hexdigest()[:12],
-        "max_abs_diff": float(difference.max()),
-        "mean_abs_diff": float(difference.mean(dtype=np.float64)),
-    }
-    if prediction.label is None:
-        agreement = float((by_torch.argmax() == by_bundle.argmax()) if len(by_torch) > 1 else 1.0)
-        return CaseParity(**figures, label_agreement=agreement)
-    expected = _torch_labels(task, by_torch, prepared)
-    got = prediction.label.array
-    figures["label_agreement"] = float(np.mean(expected == got))
-    if case.label is not None:
-        truth = read_label_ref(case.label, next(iter(scans.values())), predictor.bundle.labels).array
-        for name, labels in (("dice_torch", expected), ("dice_bundle", got)):
-            score = mean(dice(labels, truth, predictor.bundle.labels).values())
-            figures[name] = None if math.isnan(score) else score
-    return CaseParity(**figures)
+@dataclass(frozen=True)
+class _Expected:
+    """What the network says of a case, and what its scan and its truth are."""
+
+    case: Case
+    scans: dict[str, Volume]
+    probabilities: Array
+    labels: Array | None
+    truth: Array | None
+    schema: Sequence[Label]
+
+    @classmethod
+    def of(cls, task: Task, case: Case, like: Predictor) -> _Expected:
+        """Run the network on a case."""
+        schema = like.bundle.labels
+        prepared = Preparation(**task.data["preparation"]).prepare(case, schema)
+        probabilities = torch_probabilities(task, prepared)
+        scans = {name: read_ref(ref, like.preparation.mends) for name, ref in case.images.items()}
+        if task.kind == "classification":
+            return cls(case, scans, probabilities, None, None, schema)
+        labels, truth = _torch_labels(task, probabilities, prepared), None
+        if case.label is not None:
+            truth = read_label_ref(case.label, next(iter(scans.values())), schema).array
+        return cls(case, scans, probabilities, labels, truth, schema)
+
+    def compared(self, predictor: Predictor) -> CaseParity:
+        """Predict the case and compare."""
+        prediction, case = predictor.predict(self.scans), self.case
+        expected, got = self.probabilities, prediction.probabilities
+        if expected.shape != got.shape:
+            raise MedlightError(f"{case.id}: torch gives {expected.shape} and the bundle {got.shape}")
+        difference = np.abs(expected - got)
+        row = CaseParity(
+            case=hashlib.sha256(case.id.encode()).hexdigest()[:12],
+            max_abs_diff=float(difference.max()),
+            mean_abs_diff=float(difference.mean(dtype=np.float64)),
+            label_agreement=float((expected.argmax() == got.argmax()) if len(expected) > 1 else 1.0),
+        )
+        if self.labels is None or prediction.label is None:
+            by_torch, by_bundle = tuple(map(float, expected)), tuple(map(float, got))
+            return replace(row, target=case.target, by_torch=by_torch, by_bundle=by_bundle)
+        labels = prediction.label.array
+        row = replace(row, label_agreement=float(np.mean(self.labels == labels)))
+        row = replace(row, dice_maps=self._dice(labels, self.labels))
+        if self.truth is None:
+            return row
+        return replace(row, dice_torch=self._dice(self.labels, self.truth), dice_bundle=self._dice(labels, self.truth))
+
+    def _dice(self, labels: Array, truth: Array) -> float | None:
+        score = mean(dice(labels, truth, self.schema).values())
+        return None if math.isnan(score) else score
 
 
 def torch_probabilities(task: Task, prepared: PreparedArrays) -> Array:

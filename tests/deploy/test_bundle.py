@@ -73,5 +73,5 @@ def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_absent_runtime_says_which_there_are(bundle: Bundle) -> None:
-    with pytest.raises(UsageError, match=r"no model for openvino \(there: onnxruntime\)"):
+    with pytest.raises(UsageError, match=r"no model 'openvino' \(there: onnxruntime-fp32\)"):
         bundle.model("openvino")

@@ -1,18 +1,20 @@
-"""Running a bundle's model: which runtime, on what, and why."""
+"""Running one of a bundle's models: in which runtime, on what, and why."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from medlight.deploy.bundle import Bundle
+from medlight.deploy.bundle import Bundle, Model
 from medlight.errors import MedlightError, needs
 
 Array = npt.NDArray[np.float32]
 Provider = str | tuple[str, dict[str, str]]
+_HINTS = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's own choice without AMX is slower
 
 
 class Session(Protocol):
@@ -24,25 +26,46 @@ class Session(Protocol):
         """Run the network."""
 
 
+def open_session(bundle: Bundle, model: Model, threads: int | None = None) -> Session:
+    """Load one of a bundle's models into its runtime.
+
+    threads: of a runtime on the CPU; by default one for each CPU that this process may use.
+    Raises UsageError where the runtime is not installed, MedlightError where the file does not load in it.
+    """
+    file, threads = bundle.root / model.file, threads or len(os.sched_getaffinity(0))
+    match model.runtime:
+        case "onnxruntime":
+            return OnnxSession(file, threads)
+        case "openvino":
+            return OpenVinoSession(file, model.precision, threads)
+        case "torch":
+            from medlight.deploy.torch_program import TorchSession
+
+            return TorchSession(file, model.precision, threads)
+        case "tensorrt":
+            from medlight.deploy.tensorrt import EngineSession
+
+            return EngineSession(file.read_bytes())
+    raise MedlightError(f"{file}: there is no runtime {model.runtime!r}; mend: update medlight")
+
+
 class OnnxSession:
-    """A bundle's ONNX model in onnxruntime, on the GPU where onnxruntime really gets one, else on the CPU.
+    """An ONNX model in onnxruntime, on the GPU where onnxruntime really gets one, else on the CPU.
 
     reason: one line that says which runtime runs and why.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None) -> None:
+    def __init__(self, file: Path, threads: int) -> None:
         """Load the model; UsageError where onnxruntime is absent, MedlightError where the file does not load."""
         try:
             import onnxruntime
         except ImportError:
             raise needs("onnx", "onnxruntime") from None
-        threads = threads or len(os.sched_getaffinity(0))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.use_deterministic_compute = True
         options.log_severity_level = 4
         wanted = _providers(onnxruntime.get_available_providers())
-        file = bundle.root / bundle.model("onnxruntime").file
         try:
             self._session = onnxruntime.InferenceSession(file, options, providers=wanted)
         except Exception as error:  # onnxruntime has an exception class for each of its status codes
@@ -52,6 +75,42 @@ class OnnxSession:
     def __call__(self, image: Array) -> Array:
         """Run ``(B, C, ...)`` through the model; returns probabilities ``(B, L, ...)`` or ``(B, L)``."""
         return np.asarray(self._session.run(None, {"image": image})[0], dtype=np.float32)
+
+
+class OpenVinoSession:
+    """An ONNX model in OpenVINO, on the CPU. It is compiled for each shape it meets: fixed shapes run faster.
+
+    reason: one line that says which runtime runs.
+    """
+
+    def __init__(self, file: Path, precision: str, threads: int) -> None:
+        """Read the model; UsageError where OpenVINO is absent, MedlightError where the file is not read."""
+        try:
+            import openvino
+        except ImportError:
+            raise needs("openvino", "openvino") from None
+        self._core, self._file = openvino.Core(), file
+        self._options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        try:
+            self._core.read_model(file)
+        except RuntimeError as error:
+            raise MedlightError(f"{file} does not load in OpenVINO: {' '.join(str(error).split())[:300]}") from None
+        version = ".".join(openvino.__version__.split("-")[0].split(".")[:3])
+        self.reason = f"openvino {version} on the CPU with {threads} thread{'s' * (threads > 1)}"
+
+    def __call__(self, image: Array) -> Array:
+        """Run ``(B, C, ...)`` through the model; returns probabilities ``(B, L, ...)`` or ``(B, L)``."""
+        if image.shape not in self._compiled:
+            model = self._core.read_model(self._file)
+            model.reshape({"image": list(image.shape)})
+            self._compiled[image.shape] = self._core.compile_model(model, "CPU", self._options)
+        found = self._compiled[image.shape]([np.ascontiguousarray(image)])[0]
+        return np.array(found, dtype=np.float32)  # a copy: OpenVINO writes the next result to the same memory
 
 
 def _providers(available: list[str]) -> list[Provider]:
