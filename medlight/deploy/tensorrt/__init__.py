@@ -1,9 +1,9 @@
 """ONNX -> a TensorRT engine, by one builder for ``tensorrt`` 10.12 to 11 and TensorRT for RTX; and running it.
 
 Networks are strongly typed: the precision is that of the ONNX graph (float16 by casts, INT8 by Q/DQ). What TensorRT
-says between releases: explicit batch is the only mode (its flag is gone in 11), precision flags and calibrators are gone
-in 11, a failed build is ``None`` and a logged line, never an exception. TensorRT for RTX builds without a GPU for named
-compute capabilities.
+says between releases: explicit batch is the only mode (its flag is gone in 11), precision flags and calibrators are
+gone in 11, a failed build is ``None`` and a logged line, never an exception. TensorRT for RTX builds without a GPU for
+named compute capabilities.
 """
 
 from medlight.deploy.tensorrt.build import GIB, Profile, Shape, build

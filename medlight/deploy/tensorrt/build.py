@@ -63,7 +63,9 @@ def build(
     log.errors.clear()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise MedlightError(f"{onnx}: TensorRT can't build the engine: {said(log) or 'it gives no reason'}")
+        reason = said(log) or "it gives no reason"
+        mend = "; mend: allow a larger workspace" if "workspace" in reason or "OutOfMemory" in reason else ""
+        raise MedlightError(f"{onnx}: TensorRT can't build the engine: {reason}{mend}")
     _write_timings(config, timing_cache)
     return bytes(plan)
 
