@@ -1,6 +1,7 @@
 """What happens around a fit: checkpoints, seeds, records, pictures, tables, pruning."""
 
 from medlight.callbacks.case_table import CaseTable
+from medlight.callbacks.channel_pruning import ChannelPruning
 from medlight.callbacks.checkpoint import Checkpoint
 from medlight.callbacks.freeze import Freeze
 from medlight.callbacks.images import ValidationImages
@@ -9,4 +10,14 @@ from medlight.callbacks.run_record import RunRecord
 from medlight.callbacks.step_seed import StepSeed
 from medlight.callbacks.throughput import Throughput
 
-__all__ = ["CaseTable", "Checkpoint", "Freeze", "Pruning", "RunRecord", "StepSeed", "Throughput", "ValidationImages"]
+__all__ = [
+    "CaseTable",
+    "ChannelPruning",
+    "Checkpoint",
+    "Freeze",
+    "Pruning",
+    "RunRecord",
+    "StepSeed",
+    "Throughput",
+    "ValidationImages",
+]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import medlight
 from medlight import config, networks
 from medlight.errors import UsageError
+from medlight.networks.prune import Pruned, prune
 from medlight.tasks import optimisation
 from medlight.tasks.deployable import Activation, Deployable, in_graph_scaling
 from medlight.tasks.exact_norm import write_out_norms
@@ -65,6 +66,7 @@ class Task(L.LightningModule):
         self.network: nn.Module | None = None
         self.loss: nn.Module | None = None
         self.pretrained_report: Report | None = None
+        self.pruned = 0.0  # share of the channels that were taken out of the network
         self.case_metrics: list[Row] = []
         self._rows: list[Row] = []
 
@@ -167,6 +169,20 @@ class Task(L.LightningModule):
         self.loss = DeepSupervisionLoss(cast(Any, self.configure_losses()))
         if self.hparams["channels_last"]:
             self.network = self.network.to(memory_format=self._layout())  # type: ignore[call-overload]
+
+    def prune(self, ratio: float) -> Pruned:
+        """Take a share of the channels out of the network, for good; checkpoints remember it.
+
+        Raises UsageError where the network can't be pruned, see `networks.prune`.
+        """
+        assert self.network is not None, "configure_model() comes first"
+        found = self._pruned(self.network, ratio)
+        self.pruned = ratio
+        return found
+
+    def _pruned(self, network: nn.Module, ratio: float) -> Pruned:
+        example = torch.zeros(1, len(self.data["channels"]), *networks.spatial_size(self.data))
+        return prune(network, example, ratio, len(self.outputs))
 
     def _check_shapes(self, network: nn.Module) -> None:
         """Refuse a network that can't take the data's patches or gives back another shape."""
@@ -321,6 +337,8 @@ class Task(L.LightningModule):
         scaling = in_graph_scaling(self.data)
         with torch.random.fork_rng(devices=[]):
             network = self.build_network()  # not deepcopy: DynUNet holds on to its last heads, which can't be copied
+            if self.pruned:
+                self._pruned(network, self.pruned)
         network.load_state_dict(self.network.state_dict())
         write_out_norms(network)
         return Deployable(network, self.activation, int(self.data["spatial_dims"]), scaling).float().eval()
@@ -347,6 +365,8 @@ class Task(L.LightningModule):
             "class_path": f"{cls.__module__}.{cls.__qualname__}",
             "version": medlight.__version__,
         }
+        if self.pruned:
+            checkpoint["medlight"]["pruned"] = self.pruned
 
 
 def plain(value: Any, key: str) -> Any:

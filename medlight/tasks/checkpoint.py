@@ -49,5 +49,7 @@ def load(checkpoint: str | Path) -> Task:
     hparams.pop("pretrained", None)  # what it began with is in its own weights
     task: Task = cls(**{k: v for k, v in hparams.items() if (k in names or open_ended) and not k.startswith("_")})
     task.configure_model()
+    if known.get("pruned"):
+        task.prune(float(known["pruned"]))
     task.load_state_dict(content["state_dict"])
     return task.eval()
