@@ -75,6 +75,7 @@ class Calibrated:
             with _quiet():
                 quantizer = QDQQuantizer(model, True, False, *kinds, self.ranges, nodes, [], list(LAYERS), options)
                 model = quantizer.quantize_model()
+                quantizer.model.topological_sort()  # its nodes were added at the end
             _hold_after_concat(model)
         made: bytes = model.SerializeToString(deterministic=True)
         return made
