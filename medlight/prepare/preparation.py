@@ -141,7 +141,7 @@ class Preparation:
         """
         first = next(iter(images.values()))
         frames = self.clip_frames(images)
-        affine, shape = self._grid(first)
+        affine, shape = self.grid(first)
         image = self._image(images, affine, shape, frames)
         moved = None
         if label is not None:
@@ -197,8 +197,11 @@ class Preparation:
             raise MedlightError(f"frames: clip takes single slices, and each frame has {slices}; set frames: channels")
         return next(iter(counts.values()))
 
-    def _grid(self, first: Volume) -> tuple[Affine, Shape]:
-        """The prepared grid of a case. A 2D image whose slice axis would not stay last keeps its own orientation."""
+    def grid(self, first: Volume) -> tuple[Affine, Shape]:
+        """The prepared grid of a case, by its first image.
+
+        A 2D image whose slice axis would not stay last keeps its own orientation.
+        """
         turned, affine = reorient(first.array, first.affine, self.orientation)
         if first.shape[2] == 1 and turned.shape[-1] != 1:
             turned, affine = first.array, first.affine

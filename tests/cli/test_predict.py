@@ -77,7 +77,7 @@ def test_headers_are_kept_as_far_as_they_are_geometry(bundle: str, scans: Path, 
     elif kind == "microns":
         given.header.set_xyzt_units("micron")
     nib.save(given, tmp_path / "scan.nii")
-    assert run(bundle, tmp_path / "scan.nii", tmp_path / "out") == 0
+    assert run(bundle, tmp_path / "scan.nii", tmp_path / "out", *(["--force"] if kind == "microns" else [])) == 0
     given, made = nib.load(tmp_path / "scan.nii"), nib.load(tmp_path / "out" / "scan.nii.gz")
     assert type(made) is type(given)
     np.testing.assert_allclose(made.affine, given.affine, atol=1e-6)
@@ -162,7 +162,9 @@ def test_inputs_are_never_overwritten(bundle: str, scans: Path, capsys: pytest.C
 
 def test_one_scan_to_one_file(bundle: str, scans: Path, tmp_path: Path) -> None:
     assert run(bundle, scans / "images" / "case_00.nii.gz", tmp_path / "deep" / "seg.nii.gz") == 0
-    assert {f.name for f in (tmp_path / "deep").iterdir()} == {"seg.nii.gz", "seg.png", "predictions.json"}
+    assert {f.name for f in (tmp_path / "deep").iterdir()} == {
+        *("seg.nii.gz", "seg.png", "predictions.json", "summary.json", "summary.csv")
+    }
     assert run(bundle, scans / "images", tmp_path / "seg.nii.gz") == 2
 
 

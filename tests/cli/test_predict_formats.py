@@ -60,7 +60,7 @@ def test_every_format_gives_the_same_label_map(bundle: Path, series: Path, tmp_p
     sitk.WriteImage(image, str(scans / "nrrd.nrrd"))
     sitk.WriteImage(image, str(scans / "detached.mhd"))
     Image.new("L", (9, 9)).save(scans / "shot.png")  # a picture beside scans is none of them
-    assert run(bundle, scans, tmp_path / "out") == 0
+    assert run(bundle, scans, tmp_path / "out", "--format", "nifti") == 0
     made = {file.name for file in (tmp_path / "out").glob("*.nii.gz")}
     names = sorted(file.removesuffix(".nii.gz") for file in made)
     assert [name for name in names if not name.startswith("case-")] == ["detached", "nifti", "nrrd"]
@@ -78,19 +78,20 @@ def test_every_format_gives_the_same_label_map(bundle: Path, series: Path, tmp_p
 def test_a_series_is_one_scan_and_its_folders_name_is_shown_and_not_stored(
     bundle: Path, series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(bundle, series, tmp_path / "out", "--probabilities") == 0
+    words = (bundle, series, tmp_path / "out", "--probabilities", "--format", "nifti")
+    assert run(*words) == 0
     made = {file.name for file in (tmp_path / "out").iterdir()}
     (name,) = {file.split(".")[0] for file in made if file.endswith(".png")}
     ends = (".nii.gz", ".png", "_probabilities.nii.gz")
-    assert made == {*(f"{name}{end}" for end in ends), "predictions.json"}
+    assert made == {*(f"{name}{end}" for end in ends), "predictions.json", "summary.json", "summary.csv"}
     assert voxels(tmp_path / "out" / f"{name}_probabilities.nii.gz").shape == (22, 20, 12, 3)
     assert f"{name}: {series}" in capsys.readouterr().out
-    assert "Doe" not in (tmp_path / "out" / "predictions.json").read_text()
-    assert run(bundle, series, tmp_path / "out", "--probabilities") == 0
+    assert all("Doe" not in (tmp_path / "out" / name).read_text() for name in made if name.endswith(("json", "csv")))
+    assert run(*words) == 0
     assert "1 of them before" in capsys.readouterr().out
     file = next(series.iterdir())
     file.write_bytes(file.read_bytes()[:-2] + b"\x01\x00")
-    assert run(bundle, series, tmp_path / "out", "--probabilities") == 0
+    assert run(*words) == 0
     assert "before" not in capsys.readouterr().out
 
 
@@ -100,7 +101,8 @@ def test_mends_are_asked_for_by_flag_or_by_the_bundle(
     series = fake_dicom.write(fake_dicom.without(fake_dicom.series(GRID), 5), tmp_path / "gap")
     assert run(bundle, series, tmp_path / "out") == 1
     assert "--on gap=interpolate mends it" in capsys.readouterr().err
-    assert run(bundle, series, tmp_path / "out", "--on", "gap=interpolate", "--json", tmp_path / "out.json") == 0
+    words = ("--on", "gap=interpolate", "--format", "nifti", "--json", tmp_path / "out.json")
+    assert run(bundle, series, tmp_path / "out", *words) == 0
     assert ": gap: " in capsys.readouterr().out
     (made,) = (tmp_path / "out").glob("*.nii.gz")
     assert voxels(made).shape == (22, 20, 12)
@@ -111,7 +113,7 @@ def test_mends_are_asked_for_by_flag_or_by_the_bundle(
     loaded = Bundle.load(mending)
     preparation = {**loaded.data["preparation"], "on": {"gap": "interpolate"}}
     dataclasses.replace(loaded, data={**loaded.data, "preparation": preparation}).save()
-    assert run(mending, series, tmp_path / "again") == 0
+    assert run(mending, series, tmp_path / "again", "--format", "nifti") == 0
     np.testing.assert_array_equal(voxels(tmp_path / "again" / made.name), voxels(made))
     assert run(mending, series, tmp_path / "again", "--on", "gap=error") == 1
 
@@ -137,7 +139,7 @@ def test_the_truth_may_be_a_segmentation(bundle: Path, series: Path, tmp_path: P
     ("out", "said"),
     [
         ("scans/Doe^Jane/out", "lies in"),
-        ("out.dcm", "a label map is written as NIfTI"),
+        ("out.mha", "a label map is written as NIfTI or DICOM-SEG"),
     ],
 )
 def test_outs_that_can_not_be(

@@ -37,7 +37,10 @@ def fastest(bundle: Bundle, threads: int | None = None) -> Session:
     if len(there) == 1:
         return open_session(bundle, there[0], threads)
     file = _cache() / f"{_key(bundle, there, threads)}.json"
-    times = _remembered(file) or _measure(bundle, there, threads, file)
+    times = _remembered(file)
+    if times is None:
+        times = _measure(bundle, there, threads)
+        _remember(times, file)
     best = min((model for model in there if model.name in times), key=lambda model: times[model.name])
     session = open_session(bundle, best, threads)
     others = ", ".join(f"{name} {1000 * times[name]:.1f}" for name in sorted(times, key=lambda n: times[n])[1:])
@@ -62,7 +65,13 @@ def installed(runtime: str) -> bool:
     return importlib.util.find_spec(runtime) is not None
 
 
-def _measure(bundle: Bundle, models: list[Model], threads: int, file: Path) -> dict[str, float]:
+def seconds_a_window(bundle: Bundle, threads: int | None = None) -> dict[str, float]:
+    """Return the best time of a window on this machine, by model; those whose runtime is not installed are left out."""
+    there = [model for model in bundle.models if installed(model.runtime)]
+    return _measure(bundle, there, threads or len(os.sched_getaffinity(0)))
+
+
+def _measure(bundle: Bundle, models: list[Model], threads: int) -> dict[str, float]:
     """Return the best time of a window in seconds, by model; models that don't load or run are left out."""
     window = np.random.default_rng(0).standard_normal((1, len(bundle.data["channels"]), *bundle.window["size"]))
     image, times, reasons = window.astype(np.float32), {}, []
@@ -75,13 +84,16 @@ def _measure(bundle: Bundle, models: list[Model], threads: int, file: Path) -> d
             reasons.append(f"{model.name}: {' '.join(str(error).split())[:200]}")
     if not times:
         raise MedlightError(f"{bundle.root}: none of its models runs here: {' | '.join(reasons)}")
+    return times
+
+
+def _remember(times: dict[str, float], file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(times) + "\n")
     except OSError:
         pass  # a home that can't be written to: the next start measures again
-    return times
 
 
 def _seconds(session: Session, image: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.deploy.bundle import Bundle
-from medlight.deploy.runtime.session import OnnxSession, Session
-from medlight.deploy.runtime.sliding import fitted, sliding_window
+from medlight.deploy.runtime.choice import chosen, fastest
+from medlight.deploy.runtime.session import Session
+from medlight.deploy.runtime.sliding import blended, fitted, joined
 from medlight.errors import MedlightError
 from medlight.prepare.normalise import Scaling, normaliser_from
 from medlight.prepare.preparation import Preparation, PreparedArrays
 from medlight.prepare.resample import restore
+from medlight.prepare.restore import SlabRestore
 from medlight.scans.volume import Volume
 
 Array = npt.NDArray[np.float32]
@@ -46,16 +48,24 @@ class Predictor:
     """
 
     def __init__(
-        self, bundle: Bundle | Path | str, threads: int | None = None, batch: int = 1, session: Session | None = None
+        self,
+        bundle: Bundle | Path | str,
+        threads: int | None = None,
+        batch: int = 1,
+        session: Session | None = None,
+        model: str | None = None,
     ) -> None:
         """Load a bundle (a folder, or one already loaded).
 
         threads: of the CPU runtime; by default one for each CPU that this process may use.
         batch: windows in one run of the model.
-        session: what runs the network; by default the bundle's ONNX model in onnxruntime.
+        session: what runs the network; by default the fastest of the bundle's models on this machine.
+        model: the one to run instead, as ``runtime`` or ``runtime-precision`` (``openvino-int8``).
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(Path(bundle))
-        self._session: Session = session or OnnxSession(self.bundle, threads)
+        self._session: Session = session or (
+            chosen(self.bundle, model, threads) if model else fastest(self.bundle, threads)
+        )
         self._batch = batch
         self.preparation = Preparation(**self.bundle.data["preparation"])
         self._normalisers = [normaliser_from(spec) for spec in self.bundle.data["normalise"]]
@@ -67,53 +77,78 @@ class Predictor:
         progress: called with the windows done and their total.
         Raises MedlightError where the scan does not fit the bundle: channels, dimensions, values that are not finite.
         """
-        volumes = dict(scan) if isinstance(scan, Mapping) else {"image": scan}
-        self._check(volumes)
-        prepared = self.preparation.prepare_volumes(volumes)
-        image, pad = self._normalised(prepared)
-        if self.bundle.data["spatial_dims"] == 2:
-            image = image[..., 0]
+        prepared, image, pad = self._prepared(scan)
         if self.bundle.task == "classification":
             return Prediction(self._classify(image, pad), prepared.affine)
-        window = self.bundle.window
-        probabilities = sliding_window(
-            image,
-            window["size"],
-            self._session,
-            overlap=float(window["overlap"]),
-            batch=self._batch,
-            pad_value=pad,
-            progress=progress,
-        )
-        probabilities = probabilities.reshape(len(probabilities), *prepared.image.shape[1:])
+        probabilities = joined(self._slabs(image, pad, progress), prepared.image.shape[1:])
         label = self.label_map(probabilities, prepared)
         return Prediction(probabilities, prepared.affine, label, prepared.frames)
+
+    def segment(self, scan: Volume | Mapping[str, Volume], progress: Progress | None = None) -> Volume:
+        """Return the label map of `predict` alone, with no more of the probabilities in memory than is being worked on.
+
+        Raises what `predict` does.
+        """
+        prepared, image, pad = self._prepared(scan)
+        slabs = self._slabs(image, pad, progress)
+        if prepared.frames:
+            return self.label_map(joined(slabs, prepared.image.shape[1:]), prepared)
+        found = self._empty(prepared)
+        back = SlabRestore(prepared.affine, prepared.image.shape[1:], prepared.original_affine, prepared.original_shape)
+        for slab in slabs:
+            self._vote(back, slab, found.array[0])
+        return found
 
     def label_map(self, probabilities: Array, prepared: PreparedArrays) -> Volume:
         """Bring probabilities to the input's grid and take the largest (sigmoid: the largest of those above 1/2).
 
         One label at a time: the input's grid may be far larger than the prepared one. A clip has a map for each frame.
         """
-        values = [label.value for label in self.bundle.labels]
-        kind = np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16
-        shape = (prepared.frames or 1, *prepared.original_shape)
-        found = np.zeros(shape, kind)
-        best = np.full(shape, 0.5 if self.bundle.activation == "sigmoid" else 0.0, np.float32)
-        for index, value in enumerate(values):
-            score = probabilities[index : index + 1]
-            score = _apart(score) if prepared.frames else score
-            score = restore(score, prepared.affine, prepared.original_affine, prepared.original_shape)
-            better = score > best
-            found[better] = value
-            best[better] = score[better]
-        return Volume(found, prepared.original_affine)
+        found = self._empty(prepared)
+        for number, label in enumerate(found.array):
+            part = probabilities[..., number : number + 1] if prepared.frames else probabilities
+            shape: Any = part.shape[1:]
+            back = SlabRestore(prepared.affine, shape, prepared.original_affine, prepared.original_shape)
+            self._vote(back, part, label)
+        return found
+
+    def _empty(self, prepared: PreparedArrays) -> Volume:
+        largest = max(label.value for label in self.bundle.labels)
+        kind = np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
+        return Volume(np.zeros((prepared.frames or 1, *prepared.original_shape), kind), prepared.original_affine)
+
+    def _vote(self, back: SlabRestore, slab: Array, found: npt.NDArray[Any]) -> None:
+        """Write the labels that win where a slab of probabilities ``(L, i, J, K)`` lies in the input's grid."""
+        for box, scores in back.add(slab):
+            part = found[box]
+            best = np.full(part.shape, 0.5 if self.bundle.activation == "sigmoid" else 0.0, np.float32)
+            for label, score in zip(self.bundle.labels, scores, strict=True):
+                better = score > best
+                np.copyto(part, label.value, where=better)
+                np.copyto(best, score, where=better)
 
     def probability_map(self, prediction: Prediction, scan: Volume) -> Volume:
         """Return the probabilities on the input's own grid, one channel a label; of a clip, one a label and frame."""
         spread = _apart(prediction.probabilities) if prediction.frames else prediction.probabilities
         return Volume(restore(spread, prediction.affine, scan.affine, scan.shape), scan.affine)
 
-    def _check(self, volumes: dict[str, Volume]) -> None:
+    def _prepared(self, scan: Volume | Mapping[str, Volume]) -> tuple[PreparedArrays, Array, list[float]]:
+        """Return the prepared scan, what the graph takes (the same memory) and the value of padding in each channel."""
+        volumes = dict(scan) if isinstance(scan, Mapping) else {"image": scan}
+        self.check(volumes)
+        prepared = self.preparation.prepare_volumes(volumes)
+        image, pad = self._normalised(prepared)
+        return prepared, image[..., 0] if self.bundle.data["spatial_dims"] == 2 else image, pad
+
+    def _slabs(self, image: Array, pad: list[float], progress: Progress | None) -> Iterator[Array]:
+        """Probabilities ``(L, i, J, K)``, slab by slab along I."""
+        window, flat = self.bundle.window, self.bundle.data["spatial_dims"] == 2
+        options: dict[str, Any] = {"overlap": float(window["overlap"]), "batch": self._batch}
+        for slab in blended(image, window["size"], self._session, pad_value=pad, progress=progress, **options):
+            yield slab[..., None] if flat else slab
+
+    def check(self, volumes: dict[str, Volume]) -> None:
+        """Raise MedlightError where scans can't be run: other channels or dimensions, values that are not finite."""
         frames = self.preparation.clip_frames(volumes) or 1
         expected = self.bundle.data["channels"]
         given = sum(len(volume.array) // frames for volume in volumes.values())
@@ -134,8 +169,10 @@ class Predictor:
         scalings: list[Scaling] = [n.scaling(stats) for n, stats in zip(specs, prepared.stats, strict=True)]
         if self.bundle.normalise_in_graph:
             return prepared.image, [scaling.shift for scaling in scalings]
-        channels = [scaling.apply(channel) for scaling, channel in zip(scalings, prepared.image, strict=True)]
-        return np.stack(channels), [0.0] * len(channels)
+        for scaling, channel in zip(scalings, prepared.image, strict=True):
+            for plane in channel:  # in place: a second copy of a big scan may not fit
+                plane[...] = scaling.apply(plane)
+        return prepared.image, [0.0] * len(scalings)
 
     def _classify(self, image: Array, pad: list[float]) -> Array:
         return self._session(fitted(image, self.bundle.window["size"], pad)[None])[0]

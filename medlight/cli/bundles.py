@@ -1,0 +1,44 @@
+"""What a command takes for a bundle: a folder, or a run that was exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medlight.errors import MedlightError, UsageError
+
+if TYPE_CHECKING:
+    from medlight.deploy.bundle import Bundle
+
+HELP = "a bundle folder, or a run (or sweep) that was exported"
+
+
+def bundle_of(text: str) -> Bundle:
+    """Load a bundle folder, or the bundle of a run (of a sweep: of its best trial)."""
+    from medlight.deploy.bundle import Bundle
+
+    if Path(text).exists():
+        return Bundle.load(Path(text))
+    import logging
+
+    from medlight.tracking import store
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        found = store.find_run(text)
+    except UsageError as error:
+        raise UsageError(f"{text}: no such bundle folder, and {error}") from None
+    if found.data.tags.get("medlight.kind") == "sweep":
+        found = store.find_run(found.data.tags.get("medlight.best_run", "").split(",")[0] or found.info.run_id)
+    run_id = str(found.info.run_id)
+    try:
+        return Bundle.load(store.artifact(run_id, "bundle"))
+    except MedlightError as error:
+        raise UsageError(f"run {text} has no bundle ({error}); mend: medlight export {run_id}") from None
+
+
+def check_threads(count: int | None) -> None:
+    """Raise UsageError for a number of threads that can't be."""
+    if count is not None and count < 1:
+        raise UsageError(f"--threads {count}: at least 1; leave it out for one a CPU")

@@ -1,0 +1,79 @@
+"""Many scans, one after the other: one that can't be predicted is named, and does not stop the others."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medlight.deploy.runtime.checked import named
+from medlight.deploy.runtime.files import predict_item
+from medlight.deploy.runtime.journal import Item, Journal, Result
+from medlight.deploy.runtime.predictor import Predictor
+from medlight.deploy.runtime.summary import write_summary
+from medlight.errors import MedlightError
+
+
+@dataclass
+class Batch:
+    """Runs a bundle on items, into one folder.
+
+    items: that were run. results: as `predict_item` returns them. failed: items with what is wrong, in one line for a
+    person.
+    """
+
+    predictor: Predictor
+    folder: Path
+    probabilities: bool = False
+    force: bool = False
+    items: list[Item] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+    failed: list[tuple[Item, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._journal = Journal(self.folder)
+
+    def run(self, items: Sequence[Item], progress: Callable[[float, float], None] = lambda done, total: None) -> None:
+        """Predict items and write the summary; ``progress`` is called with the items done and their total."""
+        for number, item in enumerate(items):
+
+            def within(done: int, total: int, start: int = number) -> None:
+                progress(start + done / total, len(items))
+
+            self.add(item, within)
+            progress(number + 1, len(items))
+        self.summarise()
+
+    def add(self, item: Item, progress: Callable[[int, int], None] | None = None) -> Result | None:
+        """Predict one item; returns its result, None where it failed."""
+        self.items.append(item)
+        options: dict[str, Any] = {"probabilities": self.probabilities, "force": self.force, "progress": progress}
+        try:
+            self.results.append(predict_item(self.predictor, item, self._journal, **options))
+            return self.results[-1]
+        except (MedlightError, OSError) as error:
+            reason = " ".join(str(error).split())
+        except MemoryError:
+            reason = f"{named(item.source)}: needs more memory than there is"
+        except Exception as error:  # what it says may quote a patient's header
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
+            reason = f"{named(item.source)}: {where}, which is a fault of the program"
+        self.failed.append((item, reason))
+        return None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All there is to tell, as plain values and without the names of files that failed: those may be patients'."""
+        return {
+            "bundle": str(self.predictor.bundle.root),
+            "runtime": self.predictor.runtime,
+            "cases": self.results,
+            "failed": [{"name": item.name, "error": item.nameless(error)} for item, error in self.failed],
+        }
+
+    def summarise(self) -> None:
+        """Write the summary of all that was run."""
+        write_summary(self.folder, self.content)

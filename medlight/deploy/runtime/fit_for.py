@@ -1,0 +1,55 @@
+"""Is a scan of the kind that a bundle was trained on? What differs is refused, or noted where it is forced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from medlight.errors import MedlightError
+from medlight.prepare.preparation import Preparation, modalities
+from medlight.scans.orientation import reorient
+from medlight.scans.volume import Volume
+
+FAR = 2.0  # times the largest training voxel, or less than the smallest one divided by it
+
+
+def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[str, Volume]) -> list[str]:
+    """Say in one clause each what is new to a bundle in a scan: its modality, its voxel size.
+
+    data: the bundle's data signature; what it does not tell (older bundles, scans of formats without a modality) is
+    passed over.
+    """
+    found = []
+    trained = set(data.get("modalities") or ())
+    new = [name for name in modalities(scans.values()) if name not in trained]
+    if trained and new:
+        found.append(f"is {' and '.join(new)}, but the bundle was trained on {' and '.join(sorted(trained))}")
+    spacing = data.get("spacing_range")
+    if spacing and not _without_size(data):
+        found += _far(spacing, preparation.orientation, next(iter(scans.values())))
+    return found
+
+
+def refuse(found: list[str]) -> None:
+    """Raise MedlightError for what does not fit."""
+    if found:
+        raise MedlightError(f"{'; '.join(found)}; --force predicts it all the same, and keeps a warning")
+
+
+def _far(spacing: Any, codes: str, scan: Volume) -> list[str]:
+    turned, affine = reorient(np.broadcast_to(np.uint8(0), scan.shape), scan.affine, codes)
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    low, high = np.asarray(spacing[0]), np.asarray(spacing[1])
+    outside = ((sizes < low / FAR) | (sizes > high * FAR)) & (np.array(turned.shape) > 1)
+    if not outside.any():
+        return []
+    spans = "x".join(f"{a:.3g}" if a == b else f"{a:.3g}-{b:.3g}" for a, b in zip(low, high, strict=True))
+    has = "x".join(f"{size:.3g}" for size in sizes)
+    return [f"has voxels of {has} mm ({codes}), but the bundle was trained on {spans} mm"]
+
+
+def _without_size(data: Mapping[str, Any]) -> bool:
+    """Whether the training images were pictures, which tell no size: 1 mm stands for it."""
+    return bool(data["spatial_dims"] == 2 and np.all(np.asarray(data["spacing_range"]) == 1))

@@ -1,0 +1,110 @@
+"""What is to be predicted, and what was predicted before: a stopped run goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from medlight.deploy.bundle import DESCRIPTION, sha256
+from medlight.deploy.runtime.predictor import Predictor
+from medlight.prepare.digests import content_digest
+from medlight.scans.files import nameless, replacing
+
+if TYPE_CHECKING:
+    from medlight.deploy.runtime.checked import Source
+
+JOURNAL = "predictions.json"
+Result = dict[str, Any]
+Form = Literal["nifti", "dicom-seg"]
+_SUFFIXES = (".nii.gz", ".nii", ".dcm")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to predict: its name, its contrasts (files, folders or stacks of DICOM), what to write, the truth.
+
+    output: the label map, ``.dcm`` for a DICOM-SEG; the other files lie beside it.
+    """
+
+    name: str
+    images: Mapping[str, Source]
+    output: Path
+    truth: Path | None = None
+
+    @property
+    def source(self) -> Source:
+        """The first contrast, whose grid the label map has."""
+        return next(iter(self.images.values()))
+
+    @property
+    def form(self) -> Form:
+        """What the label map is written as."""
+        return "dicom-seg" if self.output.suffix.lower() == ".dcm" else "nifti"
+
+    def beside(self, ending: str) -> Path:
+        """Return the file beside the label map with another ending."""
+        name = self.output.name
+        ends = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
+        return self.output.with_name(name[: len(name) - len(ends)] + ending)
+
+    def nameless(self, error: str) -> str:
+        """What is kept of a failure: a file's name may be a patient's, and is only shown."""
+        for source in self.images.values():
+            if isinstance(source, Path):
+                error = nameless(error, source)
+                continue
+            for place in dict.fromkeys(frame.place for frame in source.frames):
+                error = nameless(nameless(error, place.path, place.member), place.path.parent)
+        return error
+
+
+class Journal:
+    """What was predicted in a folder, from what, with what: the same again needs no work.
+
+    Each entry is written after the files of its case are whole.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / JOURNAL
+        try:
+            self._entries: dict[str, Result] = json.loads(self._file.read_text())
+        except (OSError, ValueError):  # none yet, or not ours: everything is predicted
+            self._entries = {}
+
+    def find(self, item: Item, key: str) -> Result | None:
+        """Return the result of an equal prediction whose files are all there."""
+        entry = self._entries.get(item.name)
+        if not entry or entry.get("key") != key:
+            return None
+        there = all((self._file.parent / name).is_file() for name in entry["files"])
+        return dict(entry["result"]) if there else None
+
+    def add(self, item: Item, key: str, files: Sequence[Path], result: Result) -> None:
+        """Write down a finished case."""
+        names = [file.name for file in files]
+        self._entries[item.name] = {"key": key, "files": names, "result": result}
+        with replacing(self._file) as temporary:
+            temporary.write_text(json.dumps(self._entries, indent=1) + "\n")
+
+
+def content_of(source: Source) -> str:
+    """Digest of what is predicted: of a file or folder, or of the files of a stack that lies among others."""
+    if isinstance(source, Path):
+        return content_digest(source) if source.exists() else "absent"
+    places = dict.fromkeys(frame.place.path for frame in source.frames)
+    digests = sorted(content_digest(file) for file in places)
+    return hashlib.sha256("\n".join([*digests, source.id]).encode()).hexdigest()
+
+
+def key_of(predictor: Predictor, item: Item, probabilities: bool, force: bool) -> str:
+    """Digest of all that decides a result: the bundle, the files' content, what is asked for."""
+    parts = [sha256(predictor.bundle.root / DESCRIPTION), str(probabilities), item.output.name]
+    parts += [content_of(source) for source in [*item.images.values(), *([item.truth] if item.truth else [])]]
+    mends = predictor.preparation.mends
+    parts += [json.dumps(mends.to_dict(), sort_keys=True)] if mends else []
+    parts += ["forced"] if force else []
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

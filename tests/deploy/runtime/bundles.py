@@ -1,0 +1,63 @@
+"""Bundles in memory, with a numpy function for a network: what surrounds a network needs no trained one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medlight.deploy.bundle import Bundle
+
+Network = Callable[[np.ndarray], np.ndarray]
+
+
+class Fake:
+    """A session that runs a numpy function."""
+
+    reason = "numpy"
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return self.network(image)
+
+
+def bundle(labels: int = 3, window: list[int] | None = None, **changes: Any) -> Bundle:
+    """A bundle of 3D segmentation of one channel, normalised as CT; ``changes`` go into its data."""
+    data: dict[str, Any] = {
+        "spatial_dims": 3,
+        "channels": ["image"],
+        "labels": [{"value": n, "name": f"label {n}"} for n in range(labels)],
+        "classes": [],
+        "multilabel": False,
+        "preparation": {},
+        "normalise": [{"class_path": "medlight.prepare.Window", "init_args": {"low": 0.0, "high": 100.0}}],
+        "patch_size": window or [8, 8, 8],
+    }
+    return Bundle(
+        root=Path("nowhere"),
+        task=changes.pop("task", "segmentation"),
+        data=data | {key: value for key, value in changes.items() if key not in ("activation", "outputs")},
+        activation=changes.get("activation", "softmax"),
+        outputs=changes.get("outputs", [f"label {n}" for n in range(labels)]),
+        window={"size": window or [8, 8, 8], "overlap": 0.5, "mode": "gaussian"},
+        normalise_in_graph=False,
+        models=[],
+        tools={},
+    )
+
+
+def bands(labels: int, coarse: bool = False) -> Network:
+    """Each label likes a band of values, a little differently in each place of a window; coarse: so that many tie."""
+
+    def network(image: np.ndarray) -> np.ndarray:
+        ramp = np.linspace(0, 0.3, image[0, 0].size, dtype=np.float32).reshape(image.shape[2:])
+        centres = np.linspace(0, 1, labels, dtype=np.float32).reshape(1, labels, *[1] * (image.ndim - 2))
+        score = np.exp(-8 * np.abs(image[:, :1] + ramp - centres))
+        score = np.round(score, 1) + np.float32(0.1) if coarse else score
+        return (score / score.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    return network
