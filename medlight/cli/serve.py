@@ -10,9 +10,11 @@ import signal
 import socket
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlight.cli.mends import add_on, mends
 from medlight.errors import MedlightError, UsageError, needs
 
 if TYPE_CHECKING:
@@ -66,19 +68,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", type=float, default=5.0, metavar="SECONDS", help="until a series counts as complete")
     parser.add_argument("--spool", type=Path, metavar="FOLDER", help="what is in hand (default: in the user's state)")
     parser.add_argument("--max-spool", default="50GiB", metavar="SIZE", help="of the spool (default: 50GiB)")
+    add_on(parser)
     parser.add_argument("--force", action="store_true", help="predict what does not fit the bundle, with a warning")
+    parser.add_argument(
+        "--runtime", metavar="NAME", help="run this model of the bundle, as openvino-int8 (default: the fastest here)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU runtime (default: one a CPU)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    from medlight.cli.predict import _bundle, check_threads
+    from medlight.cli.bundles import bundle_of, check_threads
 
     if args.http is None and args.dicom is None:
         raise UsageError("nothing to listen on; give --http PORT, --dicom PORT, or both")
     check_threads(args.threads)
     _check(args)
-    bundle = _bundle(args.model)
+    bundle = bundle_of(args.model)
     if args.dicom is not None and bundle.task != "segmentation":
         raise UsageError(f"--dicom: sends DICOM-SEGs, and this bundle is for {bundle.task}; use --http")
     from medlight.deploy.runtime import Predictor
@@ -89,8 +95,12 @@ def run(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: end.set()))
-        predictor, turns = Predictor(bundle, args.threads), Turns(args.queue)
+        predictor, turns = Predictor(bundle, args.threads, model=args.runtime), Turns(args.queue)
+        own = predictor.preparation
+        predictor.preparation = replace(own, on={**own.on, **mends(args.on)})
         print(predictor.runtime)
+        if not bundle.checked:
+            print(f"unchecked: {bundle.root} tells of no comparison with the trained network")
         server = _http(args, predictor, turns, stack) if args.http is not None else None
         if args.dicom is not None:
             stack.callback(_dicom(args, predictor, turns).stop)

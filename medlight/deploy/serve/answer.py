@@ -11,11 +11,12 @@ from typing import Any, Literal
 import numpy as np
 
 from medlight.deploy.bundle import Bundle
+from medlight.deploy.runtime.checked import predict_checked
 from medlight.deploy.runtime.clinic import predict_series
 from medlight.deploy.runtime.files import write_on_grid
 from medlight.deploy.runtime.predictor import Predictor, Progress
 from medlight.deploy.serve.upload import Limits, RefusedError, as_scan
-from medlight.scans import Volume, read
+from medlight.scans import Volume
 from medlight.scans.read import format_of
 
 Form = Literal["nifti", "dicom", "json"]
@@ -49,24 +50,22 @@ def answer(
     first = next(iter(scans.values()))
     from_dicom = len(scans) == 1 and format_of(first) == "dicom"
     classes = predictor.bundle.task == "classification"
-    form = form or ("json" if classes else "dicom" if from_dicom else "nifti")
+    film = predictor.preparation.frames == "clip"  # its label maps are several
+    form = form or ("json" if classes else "dicom" if from_dicom and not film else "nifti")
     if classes and form != "json":
         raise RefusedError(400, f"the bundle tells classes, which can't be {form}; ask for format=json")
     if form == "dicom" and not from_dicom:
         raise RefusedError(400, "a DICOM-SEG needs the DICOM series it belongs to; send one as a zip, or ask for nifti")
     if form == "dicom":
         return _dicom(predictor, first, progress, force)
-    volumes = {name: read(scan, predictor.preparation.mends) for name, scan in scans.items()}
-    prediction = predictor.predict(volumes, progress)
-    warnings = [note for volume in volumes.values() for note in volume.meta.get("mended", ())]
-    if form == "json":
-        figures = _figures(predictor.bundle, prediction.probabilities.tolist() if classes else [], prediction.label)
-        text = json.dumps({"task": predictor.bundle.task, **figures, "warnings": warnings})
-        return Answer(text.encode() + b"\n", "application/json", warnings=warnings)
-    assert prediction.label is not None
+    outcome = predict_checked(predictor, scans, force=force, progress=progress)
+    if form == "json" or outcome.label is None:
+        figures = _figures(predictor.bundle, outcome.chances, outcome.label)
+        text = json.dumps({"task": predictor.bundle.task, **figures, "warnings": outcome.warnings})
+        return Answer(text.encode() + b"\n", "application/json", warnings=outcome.warnings)
     out = first.parent / "out.nii.gz"
-    write_on_grid(prediction.label, first, out)
-    return Answer(out.read_bytes(), "application/gzip", "prediction.nii.gz", warnings)
+    write_on_grid(outcome.label, first, out)
+    return Answer(out.read_bytes(), "application/gzip", "prediction.nii.gz", outcome.warnings)
 
 
 def _in_order(files: Mapping[str, Path], bundle: Bundle) -> dict[str, Path]:

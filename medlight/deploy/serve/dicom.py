@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,9 @@ _SYNTAXES = [  # those that are decoded here
 # PS3.4 B.2.3, Table B.2-1
 _NO_ROOM, _MISMATCH, _NOT_UNDERSTOOD = 0xA700, 0xA900, 0xC000
 _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0  # seconds between two tries to send
+_LOOK = 0.2  # seconds between two looks at the spool
+_MOST_PDU = 1 << 20  # bytes; data come in 64 KiB, as is negotiated, and requests for associations take less
+_PATIENCE = 120.0  # seconds that nothing comes
 
 
 class Listener:
@@ -70,11 +74,13 @@ class Listener:
         self._entity = _entity(title, callers)
         self._server: Any = None
         self._temporary = tempfile.tempdir
-        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._predict_all, self._send_all)]
+        turn_takers = (self._predict_all, self._send_all)
+        self._threads = [threading.Thread(target=self._again, args=(turn,), daemon=True) for turn in turn_takers]
 
     def start(self, host: str, port: int) -> int:
         """Listen; returns the port. Raises UsageError where it is taken."""
         handlers: list[Any] = [
+            (evt.EVT_CONN_OPEN, _bound),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_DATA_RECV, self._count),
             (evt.EVT_RELEASED, partial(self._gone, whole=True)),
@@ -138,21 +144,24 @@ class Listener:
         self._bytes.pop(event.assoc, None)
         for series in self._spool.done(event.assoc, whole):
             say(f"{series}: {'received' if whole else 'cut off; it waits for the rest'}")
-        if not self._bytes:
-            self._spool.sweep()
+
+    def _again(self, turn: Callable[[], None]) -> None:
+        """Take turns until the end, whatever one of them meets."""
+        while not self._ended.wait(_LOOK):
+            try:
+                turn()
+            except Exception as error:
+                say(f"DICOM: {type(error).__name__} at {place_of(error)}; it goes on")
+                self._ended.wait(_FIRST_PAUSE)
 
     def _predict_all(self) -> None:
-        swept = 0.0
-        while not self._ended.wait(0.2):
-            for work in self._spool.complete():
-                say(f"{work.name}: complete, {len(list((work / OBJECTS).iterdir()))} objects")
-            if time.monotonic() - swept > 60:
-                swept = time.monotonic()
-                for series in self._spool.drop_old():
-                    say(f"{series}: dropped; its sender was cut off and did not come again")
-            for work in self._spool.waiting():
-                if not (work / RESULT).exists() and not self._ended.is_set():
-                    self._predict(work)
+        for work in self._spool.complete():
+            say(f"{work.name}: complete, {len(list((work / OBJECTS).iterdir()))} objects")
+        for series in self._spool.tidied():
+            say(f"{series}: dropped; its sender was cut off and did not come again")
+        for work in self._spool.waiting():
+            if not (work / RESULT).exists() and not self._ended.is_set():
+                self._predict(work)
 
     def _predict(self, work: Path) -> None:
         start, making = time.monotonic(), work / "making"
@@ -182,11 +191,10 @@ class Listener:
         say(f"{work.name}: not predicted: {reason}")
 
     def _send_all(self) -> None:
-        while not self._ended.wait(0.2):
-            for work in self._spool.waiting():
-                due, pause = self._next.get(work.name, (0.0, 0.0))
-                if (work / RESULT).is_dir() and time.monotonic() >= due and not self._ended.is_set():
-                    self._send(work, pause)
+        for work in self._spool.waiting():
+            due, pause = self._next.get(work.name, (0.0, 0.0))
+            if (work / RESULT).is_dir() and time.monotonic() >= due and not self._ended.is_set():
+                self._send(work, pause)
 
     def _send(self, work: Path, pause: float) -> None:
         try:
@@ -208,7 +216,7 @@ def _entity(title: str, callers: Sequence[str]) -> AE:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     entity = AE(ae_title=title)
     entity.maximum_pdu_size = 1 << 16
-    entity.network_timeout = 120
+    entity.network_timeout = _PATIENCE
     entity.require_calling_aet = list(callers)
     entity.add_supported_context(Verification)
     for context in AllStoragePresentationContexts:
@@ -216,6 +224,20 @@ def _entity(title: str, callers: Sequence[str]) -> AE:
         if "Image Storage" in name and "Video" not in name:
             entity.add_supported_context(str(context.abstract_syntax), _SYNTAXES)
     return entity
+
+
+def _bound(event: Any) -> None:
+    """Let a connection neither hang in the middle of a message nor make one take all the memory by its length."""
+    connection = event.assoc.dul.socket
+    connection.socket.settimeout(_PATIENCE)
+    receive = connection.recv
+
+    def bounded(count: int) -> bytearray:
+        if count > _MOST_PDU:
+            raise OSError(errno.EMSGSIZE, "a message that is too long")
+        return bytearray(receive(count))
+
+    connection.recv = bounded
 
 
 def _status(code: int, comment: str) -> Dataset:

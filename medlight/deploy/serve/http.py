@@ -47,7 +47,7 @@ def application(
     """
     limits = limits or Limits()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)  # its pages are drawn by scripts of another site
-    facts = _facts(predictor, limits)
+    facts, folder = _facts(predictor, limits), tempfile.gettempdir()
 
     @app.get("/health")
     async def health() -> Response:
@@ -60,7 +60,7 @@ def application(
     @app.post("/predict")
     async def predict(request: Request) -> Response:
         start = time.monotonic()
-        response = await _predict(request, predictor, turns, limits, force)
+        response = await _predict(request, predictor, turns, limits, force, folder)
         say(f"HTTP predict: {response.status_code} in {time.monotonic() - start:.1f} s")
         return response
 
@@ -91,12 +91,14 @@ def _facts(predictor: Predictor, limits: Limits) -> dict[str, Any]:
     }
 
 
-async def _predict(request: Request, predictor: Predictor, turns: Turns, limits: Limits, force: bool) -> Response:
-    """Take an upload, wait for its turn, answer; every failure is one line."""
+async def _predict(
+    request: Request, predictor: Predictor, turns: Turns, limits: Limits, force: bool, root: str
+) -> Response:
+    """Take an upload, wait for its turn, answer; every failure is one line. root: where temporary folders go."""
     folder = ""
     try:
         form = _form(request)
-        with turns.place(), tempfile.TemporaryDirectory(prefix="medlight-") as folder:
+        with turns.place(), tempfile.TemporaryDirectory(prefix="medlight-", dir=root) as folder:
             files = await receive(request, Path(folder), limits)
             work = partial(answer, predictor, files, form, limits, force)
             return _sent(await _waited(turns.submit(work), request))

@@ -24,7 +24,7 @@ def plain(text: str, *hidden: str) -> str:
     """Return an error in one line of at most 500 characters, without the folders that are nobody's business."""
     for name in hidden:
         text = text.replace(f"{name}/", "").replace(name, "") if name else text
-    return " ".join(text.split())[:500]
+    return " ".join(text.split()).lstrip(": ")[:500]
 
 
 def place_of(error: BaseException) -> str:

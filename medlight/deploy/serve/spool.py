@@ -26,6 +26,7 @@ from medlight.errors import UsageError
 WHOLE, OBJECTS, RESULT, REASON, TRIES = "whole", "objects", "result", "reason.txt", "tries"
 _KEPT = 7 * 86400.0  # seconds that what failed is kept
 _GIVEN_UP = 3600.0  # seconds until a series whose sender was cut off, and never came again, is dropped
+_CUT = 600.0  # seconds until an object that comes in and doesn't grow is given up; connections are sooner
 _FREE = 1 << 30  # bytes of the disk that are left alone
 _MOST_TRIES = 3  # of a prediction during which the whole process ended
 
@@ -51,8 +52,9 @@ class Spool:
         self.receiving, self._incoming = root / "receiving", root / "incoming"
         self._work, self._failed = root / "work", root / "failed"
         try:
+            root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for folder in (self.receiving, self._incoming, self._work, self._failed):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                folder.mkdir(exist_ok=True, mode=0o700)
             self._held = FileLock(root / ".lock")
             self._held.acquire(timeout=0)
         except Timeout:
@@ -61,7 +63,9 @@ class Spool:
             raise UsageError(f"--spool {root}: can't be written to ({error.strerror}); give another") from None
         self._lock = threading.RLock()
         self._open: dict[str, _Series] = {folder.name: _Series() for folder in self._incoming.iterdir()}
-        self.sweep()
+        self._tidied = time.monotonic()
+        for path in self.receiving.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for folder in self._work.iterdir():  # cut off while it was being made, or being deleted
             if not (folder / OBJECTS).is_dir():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -71,18 +75,10 @@ class Spool:
         """Let another listener have it."""
         self._held.release()
 
-    def sweep(self) -> None:
-        """Delete what was cut off while it came in."""
-        for path in self.receiving.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
     def room(self) -> int:
         """Bytes that may still come in. What failed makes way, the oldest first."""
         while (left := self._left()) <= 0:
-            failed = sorted(self._failed.iterdir(), key=_modified)
+            failed = sorted(self._failed.iterdir(), key=_age, reverse=True)
             if not failed:
                 break
             self._delete(failed[0])
@@ -142,7 +138,7 @@ class Spool:
 
     def waiting(self) -> list[Path]:
         """Return the folders in ``work``, those that came first at first."""
-        return sorted(self._work.iterdir(), key=lambda folder: _modified(folder / OBJECTS))
+        return sorted(self._work.iterdir(), key=lambda folder: -_age(folder / OBJECTS))
 
     def begin(self, work: Path) -> bool:
         """Note that a prediction begins; False where the process ended in its middle too often."""
@@ -175,10 +171,19 @@ class Spool:
         """Delete what is predicted and sent."""
         self._delete(work)
 
-    def drop_old(self) -> list[str]:
-        """Delete what failed long ago, and series that were cut off and never came again; returns the latter."""
+    def tidied(self) -> list[str]:
+        """Once a minute, delete what nobody waits for; returns the series that were cut off and never came again.
+
+        The others: what failed a week ago, and objects that were cut off while they came in.
+        """
+        if time.monotonic() - self._tidied < 60:
+            return []
+        self._tidied = time.monotonic()
+        for file in self.receiving.iterdir():
+            if file.is_file() and _age(file) > _CUT:
+                file.unlink(missing_ok=True)
         for folder in self._failed.iterdir():
-            if time.time() - _modified(folder) > _KEPT:
+            if _age(folder) > _KEPT:
                 self._delete(folder)
         with self._lock:
             cut = [k for k, e in self._open.items() if not e.senders and time.monotonic() - e.last > _GIVEN_UP]
@@ -201,8 +206,9 @@ def _size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def _modified(path: Path) -> float:
+def _age(path: Path) -> float:
+    """Seconds since it was changed; 0 for what is gone by now."""
     try:
-        return path.stat().st_mtime
+        return time.time() - path.stat().st_mtime
     except OSError:
         return 0.0
