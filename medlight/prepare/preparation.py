@@ -133,11 +133,14 @@ class Preparation:
         image = next(iter(images.values()))
         return checked_label(case, read_label_ref(case.label, image, labels), image, labels, frames)
 
-    def prepare_volumes(self, images: dict[str, Volume], label: npt.NDArray[Any] | None = None) -> PreparedArrays:
+    def prepare_volumes(
+        self, images: dict[str, Volume], label: npt.NDArray[Any] | None = None, described: bool = True
+    ) -> PreparedArrays:
         """Prepare volumes in memory (used for prediction too); all are brought onto the first one's grid.
 
         label: a label map ``(I, J, K)`` of unsigned integers on the grid of the first image; of a clip, ``(frames, I,
-        J, 1)``. Raises MedlightError where a clip can't be made of them.
+        J, 1)``. described: find the statistics, which normalisers that go voxel by voxel need none of. Raises
+        MedlightError where a clip can't be made of them.
         """
         first = next(iter(images.values()))
         frames = self.clip_frames(images)
@@ -153,7 +156,7 @@ class Preparation:
             label=moved,
             affine=affine,
             channels=_channel_names(images, frames),
-            stats=[statistics(channel) for channel in image],
+            stats=[statistics(channel) if described else {} for channel in image],
             original_affine=first.affine,
             original_shape=first.shape,
             foreground=index,

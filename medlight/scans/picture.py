@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ Colour = tuple[int, ...]
 PALETTE = ("#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#009E73", "#D55E00", "#0072B2")
 _ALPHA = 0.45
 _FILL = 1e30
+_LOOKED_AT = 2**24  # voxels, for the percentiles: 256 x 256 x 256
 _TALL, _SHORT, _LIMIT = 384, 256, 1024  # pixels: tallest panel, shortest panel, the most for either side of a panel
 _GAP, _LINE = 8, 22
 _TEXT = (225, 225, 225)
@@ -78,10 +80,11 @@ def panel(
     views = [_FLAT] if image.shape[2] == 1 else [_AXIAL, _CORONAL, _SAGITTAL]
     sizes = [view.size(image.shape, spacing) for view in views]
     scale = _scale(sizes)
-    grey = _window(image, span)
+    pixels = [(max(1, round(h * scale)), max(1, round(w * scale))) for h, w in sizes]
+    shown = span or _span(image)
+    greys = [_window(view.cut(image, at), shown) for view in views]
     drawn = [
-        _draw(view, grey, overlays, colours, at, (max(1, round(h * scale)), max(1, round(w * scale))))
-        for view, (h, w) in zip(views, sizes, strict=True)
+        _draw(view, grey, overlays, colours, at, size) for view, grey, size in zip(views, greys, pixels, strict=True)
     ]
     row = _side_by_side(drawn)
     names = {label.value: label.name for label in labels}
@@ -128,15 +131,23 @@ def _scale(sizes: Sequence[tuple[float, float]]) -> float:
     return min(wanted, _LIMIT / max(max(size) for size in sizes))
 
 
-def _window(image: npt.NDArray[Any], span: tuple[float, float] | None) -> npt.NDArray[np.float32]:
-    """Map a span of values to 0 to 255; with none, the 1st to 99th percentile of what is not constant background.
+def _span(image: npt.NDArray[Any]) -> tuple[float, float]:
+    """The 1st to 99th percentile of what is not constant background; of a big image, of a part of its voxels."""
+    step = ceil((image.size / _LOOKED_AT) ** (1 / 3))
+    known = _measured(image[::step, ::step, ::step])
+    return _percentiles(known[np.isfinite(known)].astype(np.float32, copy=False))
 
-    Values beyond ``_FILL`` are no measurements but say that there is none: they are as dark as NaN.
-    """
-    if image.dtype.kind == "f":
-        image = np.where(np.isfinite(image) & (np.abs(image) > _FILL), np.nan, image)
-    values = image[np.isfinite(image)].astype(np.float32, copy=False)
-    low, high = span or _percentiles(values)
+
+def _measured(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Values beyond ``_FILL`` are no measurements but say that there is none: they are as dark as NaN."""
+    if image.dtype.kind != "f":
+        return image
+    return np.where(np.isfinite(image) & (np.abs(image) > _FILL), np.nan, image)
+
+
+def _window(image: npt.NDArray[Any], span: tuple[float, float]) -> npt.NDArray[np.float32]:
+    """Map a span of values to 0 to 255."""
+    image, (low, high) = _measured(image), span
     width = high - low if high > low else 1.0
     grey = (np.nan_to_num(image.astype(np.float32), nan=low, posinf=high, neginf=low) - low) / width
     return np.clip(grey * 255, 0, 255).astype(np.float32)
@@ -151,7 +162,7 @@ def _percentiles(values: npt.NDArray[np.float32]) -> tuple[float, float]:
 
 def _draw(
     view: _View,
-    grey: npt.NDArray[np.float32],
+    grey: npt.NDArray[np.float32],  # of the slice
     overlays: Sequence[Overlay],
     colours: dict[int, Colour],
     at: tuple[int, ...],
@@ -159,7 +170,7 @@ def _draw(
 ) -> Pixels:
     """Draw one view at ``size`` (height, width) pixels."""
     height, width = size
-    cut = Image.fromarray(np.ascontiguousarray(view.cut(grey, at)))
+    cut = Image.fromarray(np.ascontiguousarray(grey))
     flat = np.clip(np.asarray(cut.resize((width, height), Image.Resampling.BICUBIC)), 0, 255)
     canvas = np.repeat(flat[..., None], 3, axis=2)
     for overlay, style in sorted(overlays, key=lambda pair: pair[1]):  # fills first, outlines stay on top

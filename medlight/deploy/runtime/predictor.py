@@ -136,7 +136,8 @@ class Predictor:
         """Return the prepared scan, what the graph takes (the same memory) and the value of padding in each channel."""
         volumes = dict(scan) if isinstance(scan, Mapping) else {"image": scan}
         self.check(volumes)
-        prepared = self.preparation.prepare_volumes(volumes)
+        described = not all(normaliser.per_voxel for normaliser in self._normalisers)
+        prepared = self.preparation.prepare_volumes(volumes, described=described)
         image, pad = self._normalised(prepared)
         return prepared, image[..., 0] if self.bundle.data["spatial_dims"] == 2 else image, pad
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medlight.deploy.bundle import Bundle
+from medlight.deploy.bundle import Bundle, Model, sha256
 
 Network = Callable[[np.ndarray], np.ndarray]
 
@@ -61,3 +62,44 @@ def bands(labels: int, coarse: bool = False) -> Network:
         return (score / score.sum(axis=1, keepdims=True)).astype(np.float32)
 
     return network
+
+
+def written(folder: Path, made: Bundle) -> Bundle:
+    """Write a bundle with a real ONNX model: a convolution that likes a band of values for each output, and a softmax.
+
+    Of a classification the mean over the image goes through the softmax.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    folder.mkdir(parents=True)
+    dims, channels, outputs = len(made.window["size"]), len(made.data["channels"]), len(made.outputs)
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(0, 0.05, (outputs, channels, *[3] * dims)).astype(np.float32)
+    kernel[:, 0, *[1] * dims] = np.linspace(-6, 6, outputs)
+    bias = np.linspace(2, -3, outputs).astype(np.float32)
+    tensors = [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(bias, "bias")]
+    nodes = [helper.make_node("Conv", ["image", "kernel", "bias"], ["maps"], pads=[1] * 2 * dims)]
+    if made.task == "classification":
+        nodes += [
+            helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["scores"]),
+        ]
+    scores = nodes[-1].output[0]
+    nodes.append(helper.make_node("Softmax", [scores], ["probabilities"], axis=1))
+    size = ["batch", channels, *"ijk"[:dims]]
+    result = ["batch", outputs] if made.task == "classification" else ["batch", outputs, *"ijk"[:dims]]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, size)],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, result)],
+        tensors,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(folder / "model.onnx"))
+    axes = ["batch", *"ijk"[:dims]]
+    one = Model("model.onnx", "onnxruntime", "fp32", sha256(folder / "model.onnx"), axes, 1)
+    whole = dataclasses.replace(made, root=folder, models=[one])
+    whole.save()
+    return Bundle.load(folder)
