@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medlight.cli.bundles import check_threads
 from medlight.cli.output import ready, write_json
-from medlight.cli.predict import check_threads
 from medlight.errors import MedlightError, UsageError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ example:
 
 Every model is compared with torch on whole validation cases, each path from the input file on. Where one is outside
 its tolerance nothing is written and the exit code is 1: fp32 1e-4 of any probability; fp16 and bf16 0.002, int8 0.005
-of the mean Dice (classification: AUROC). INT8 is calibrated on training patches.
+of the mean Dice (classification: AUROC). INT8 is calibrated on training patches. --prune takes channels out of the
+network and fits it once more by the run's own recipe, as a run of its own; the table shows both.
 RUN may be a sweep: its best trial is taken."""
 
 
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder to write (default: ./NAME-bundle)")
     parser.add_argument("--to", default="onnx", metavar="LIST", help="of onnx,openvino,tensorrt,torch (default: onnx)")
     parser.add_argument("--precision", default="fp32", metavar="LIST", help="of fp32,fp16,bf16,int8 (default: fp32)")
+    parser.add_argument("--prune", type=float, metavar="RATIO", help="take out channels first and fine-tune: 0.5, say")
     parser.add_argument("--cases", type=int, default=8, metavar="N", help="validation cases to compare on (default: 8)")
     parser.add_argument("--data", type=Path, metavar="FILE", help="fit YAML whose data section gives the cases")
     parser.add_argument("--unchecked", action="store_true", help="write a bundle that was compared with nothing")
@@ -66,23 +69,53 @@ def run(args: argparse.Namespace) -> int:
     check_threads(args.threads)
     if args.cases < 1:
         raise UsageError(f"--cases {args.cases}: at least 1, or --unchecked")
+    if args.prune is not None and not 0 < args.prune < 1:
+        raise UsageError(f"--prune {args.prune}: a share of the channels; write a number between 0 and 1, as 0.5")
     subject = _find(args.model)
+    if args.prune is not None and subject.run_id is None:
+        raise UsageError("--prune: a bare checkpoint has no recipe to fine-tune by; mend: name its run")
     targets, skipped = available(wanted)
     if skipped:
         _say(args, f"TensorRT is skipped: {skipped}")
     cases, training = _cases(args, subject, "int8" in precision)
-    out = args.out or Path(f"{subject.name}-bundle")
-    options: dict[str, Any] = {"to": targets, "precision": precision, "training": training, "threads": args.threads}
-    try:
-        with bar("comparing with torch", len(cases or ())) as progress:
-            bundle = export(subject.checkpoint, out, cases=cases, run_id=subject.run_id, progress=progress, **options)
-    except MedlightError as error:
-        if not isinstance(error, UsageError):
-            _record(subject, {"medlight.export": "failed"}, error.figures if isinstance(error, ParityError) else {})
-        raise
-    _record(subject, tags(bundle, skipped), bundle.parity, bundle.root)
-    _show(args, bundle)
+    options: dict[str, Any] = {"cases": cases, "training": training, "threads": args.threads}
+    with tempfile.TemporaryDirectory() as folder:
+        before = None
+        if args.prune is not None:
+            before = export(subject.checkpoint, Path(folder) / "before", **options)
+            subject = _pruned(args, subject)
+        out = args.out or Path(f"{subject.name}-bundle")
+        options |= {"to": targets, "precision": precision, "run_id": subject.run_id}
+        try:
+            with bar("comparing with torch", len(cases or ())) as progress:
+                bundle = export(subject.checkpoint, out, progress=progress, **options)
+        except MedlightError as error:
+            if not isinstance(error, UsageError):
+                _record(subject, {"medlight.export": "failed"}, error.figures if isinstance(error, ParityError) else {})
+            raise
+        _record(subject, tags(bundle, skipped), bundle.parity, bundle.root)
+        _show(args, bundle, before)
     return 0
+
+
+def _pruned(args: argparse.Namespace, subject: _Subject) -> _Subject:
+    """Fit a run's network again with fewer channels, by the run's own recipe, as a run of its own."""
+    from medlight import config
+    from medlight.launch.fit import Launch, fit
+    from medlight.tracking import store
+
+    assert subject.run_id is not None
+    written = config.load_yaml(store.artifact(subject.run_id, "config.yaml"))
+    callback = {"class_path": "medlight.callbacks.ChannelPruning", "init_args": {"ratio": args.prune}}
+    callbacks = (written.get("trainer") or {}).get("callbacks") or []
+    written = config.set_path(written, "trainer.callbacks", [callback, *callbacks])
+    written = config.set_path(written, "model.init_args.pretrained", f"run:{subject.run_id}")
+    name = f"{subject.name}-pruned"
+    _say(args, f"fine-tuning {name}: {args.prune:g} of the channels of {subject.name} are taken out")
+    found = fit(written, Launch(name=name))
+    if found.best_checkpoint is None:
+        raise MedlightError(f"{name}: the fit wrote no checkpoint")
+    return _Subject(found.best_checkpoint, name, found.run_id)
 
 
 def _find(text: str) -> _Subject:
@@ -167,36 +200,51 @@ def _record(subject: _Subject, tags: dict[str, str], figures: dict[str, Any], bu
             client.set_tag(subject.run_id, name, value)
 
 
-def _show(args: argparse.Namespace, bundle: Bundle) -> None:
+def _show(args: argparse.Namespace, bundle: Bundle, before: Bundle | None) -> None:
+    """Print what each model costs and says, the network before it was pruned first, if it was."""
     from rich.console import Console
     from rich.table import Table
 
-    figures, model = bundle.parity, bundle.models[0]
-    of_models = {model.name: figures, **figures.get("models", {})}
-    columns = ["model", "file", "MB", "largest difference", "mean", "judged by", "difference", "tolerance"]
-    title = (
-        f"{bundle.root}: compared with torch on {figures['cases']} validation cases"
-        if "cases" in figures
-        else (f"{bundle.root}: compared with nothing (--unchecked)")
-    )
-    table = Table(*columns, title=title, title_justify="left")
-    for entry in bundle.models:
-        size = f"{(bundle.root / entry.file).stat().st_size / 1e6:.1f}"
-        table.add_row(entry.name, entry.file, size, *_figures(of_models.get(entry.name, {})))
-    console = Console(stderr=args.json == "-", soft_wrap=True)
+    figures = bundle.parity
+    cases = f"on {figures['cases']} validation cases" if "cases" in figures else "with nothing (--unchecked)"
+    columns = ["model", "file", "MB", "Gflop", "ms a window", "Dice", "largest difference", "judged by", "tolerance"]
+    table = Table(*columns, title=f"{bundle.root}: compared with torch {cases}", title_justify="left")
+    rows = [*(_rows(before, args.threads, "before pruning: ") if before else []), *_rows(bundle, args.threads)]
+    for row in rows:
+        table.add_row(*row)
+    console = Console(stderr=args.json == "-")
+    if not console.is_terminal:
+        console = Console(stderr=args.json == "-", width=180)
     console.print(table)
+    model = bundle.models[0]
     sizes = f" (spatial sizes in multiples of {model.size_multiple})" if model.size_multiple > 1 else ""
     console.print(f"free sizes: {', '.join(model.dynamic_axes)}{sizes}")
     write_json(args.json, {"bundle": str(bundle.root), "run_id": bundle.run_id, "parity": figures})
 
 
+def _rows(bundle: Bundle, threads: int | None, prefix: str = "") -> list[list[str]]:
+    from medlight.deploy.runtime.choice import seconds_a_window
+
+    of_models = {bundle.models[0].name: bundle.parity, **bundle.parity.get("models", {})}
+    times = seconds_a_window(bundle, threads)
+    rows = []
+    for model in bundle.models:
+        size = f"{(bundle.root / model.file).stat().st_size / 1e6:.1f}"
+        speed = f"{1000 * times[model.name]:.1f}" if model.name in times else "-"
+        operations = f"{bundle.network['flops'] / 1e9:.2f}"
+        row = [f"{prefix}{model.name}", model.file, size, operations, speed]
+        rows.append([*row, *_figures(of_models.get(model.name, {}))])
+    return rows
+
+
 def _figures(figures: dict[str, Any]) -> list[str]:
     if "max_abs_diff" not in figures:
-        return ["-"] * 5
-    spread = [f"{figures['max_abs_diff']:.1e}", f"{figures['mean_abs_diff']:.1e}"]
-    if figures["precision"] == "fp32":
-        return [*spread, "probabilities", spread[0], f"{figures['tolerance']:g}"]
-    return [*spread, figures["score"], f"{figures['score_diff']:.1e}", f"{figures['tolerance']:g}"]
+        return ["-"] * 4
+    dice = "-" if figures["dice"] is None else f"{figures['dice']['bundle']:.4f}"
+    judged, apart = "probabilities", figures["max_abs_diff"]
+    if figures["precision"] != "fp32":
+        judged, apart = figures["score"], figures["score_diff"]
+    return [dice, f"{figures['max_abs_diff']:.1e}", f"{judged} {apart:.1e}", f"{figures['tolerance']:g}"]
 
 
 def _say(args: argparse.Namespace, line: str) -> None:

@@ -58,6 +58,7 @@ class Bundle:
     normalise_in_graph: the graph takes the scanner's own values; otherwise the predictor normalises with the
         statistics of the whole scan.
     models: what can be run; the first is the network in float32 for onnxruntime, which all others are made from.
+    network: parameters, floating-point operations of one window, share of channels that were pruned.
     parity: figures of the comparison with the trained network; empty before it was made.
     """
 
@@ -70,6 +71,7 @@ class Bundle:
     normalise_in_graph: bool
     models: list[Model]
     tools: dict[str, str]
+    network: dict[str, Any] = field(default_factory=dict)
     run_id: str | None = None
     parity: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from medlight.deploy import tensorrt
 from medlight.deploy.bundle import DESCRIPTION, PARITY, Bundle, Model, sha256
@@ -24,6 +25,7 @@ from medlight.deploy.parity import ParityError, compare, describe
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.runtime.session import OnnxSession, open_session
 from medlight.errors import UsageError
+from medlight.networks.prune import flops
 from medlight.prepare.case import Case
 
 if TYPE_CHECKING:
@@ -94,7 +96,9 @@ def export(
             for name in (p for p in get_args(Precision) if p in ("fp32", *precision) and p in CAN[target]):
                 maker.add(target, name)
         tools = {**_tools(), "exporter": maker.made.exporter}
-        bundle = Bundle(root=folder, models=maker.models, tools=tools, run_id=run_id, **task.signature())
+        network = {"flops": maker.flops, "parameters": maker.parameters, "pruned": task.pruned}
+        described = {**task.signature(), "tools": tools, "network": network, "run_id": run_id}
+        bundle = Bundle(root=folder, models=maker.models, **described)
         figures = {"checked": False} if cases is None else _checked(task, bundle, cases, threads, progress)
         (folder / PARITY).write_text(json.dumps(figures, indent=2) + "\n")
         dataclasses.replace(bundle, parity=_summary(figures)).save()
@@ -109,6 +113,8 @@ class _Maker:
         self._module, self._folder, self._training = task.deployable(), folder, training
         self._channels = len(self._signature["data"]["channels"])
         self._window = list(self._signature["window"]["size"])
+        self.flops = flops(self._module, torch.zeros(1, self._channels, *self._window))
+        self.parameters = sum(parameter.numel() for parameter in self._module.parameters())
         self._graph = folder / "model.onnx"
         self.made: Exported = export_onnx(self._module, self._channels, self._window, self._graph)
         self.models: list[Model] = []

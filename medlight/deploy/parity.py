@@ -92,8 +92,8 @@ def compare(
 
     Returns the figures of each model (plain values, for parity.json) and the id of the case it does worst on. Figures:
     runtime, precision, tolerance, passed, cases (how many), max_abs_diff, mean_abs_diff (of probabilities),
-    label_agreement (share of voxels or cases), score and score_diff (see `_score`), dice_diff (the largest, None
-    without labels), worst_case, per_case.
+    label_agreement (share of voxels or cases), score and score_diff (see `_score`), dice_diff (the largest of a case)
+    and dice (the means of torch and of the model; both None without labels), worst_case, per_case.
     """
     rows: dict[str, list[CaseParity]] = {name: [] for name in predictors}
     for number, case in enumerate(cases):
@@ -126,9 +126,19 @@ def _figures(precision: str, rows: list[CaseParity], worst: int) -> Figures:
         "score": score,
         "score_diff": apart,
         "dice_diff": max(differences) if differences else None,
+        "dice": _mean_dice(rows),
         "worst_case": rows[worst].case,
         "per_case": [row.written() for row in rows],
     }
+
+
+def _mean_dice(rows: list[CaseParity]) -> dict[str, float] | None:
+    """Return the mean Dice of torch and of the bundle over the labelled cases; None without labels."""
+    pairs = [(r.dice_torch, r.dice_bundle) for r in rows if r.dice_torch is not None and r.dice_bundle is not None]
+    if not pairs:
+        return None
+    of_torch, of_bundle = np.mean(pairs, axis=0)
+    return {"torch": float(of_torch), "bundle": float(of_bundle)}
 
 
 def _score(rows: list[CaseParity]) -> tuple[str, float]:
@@ -138,10 +148,8 @@ def _score(rows: list[CaseParity]) -> tuple[str, float]:
     torch's, where there are no labels. ``auroc``: the largest difference of a class. ``probability``: the mean
     difference of probabilities, where the cases are of one class only.
     """
-    labelled = [row for row in rows if row.dice_torch is not None and row.dice_bundle is not None]
-    if labelled:
-        pairs = np.array([(row.dice_torch, row.dice_bundle) for row in labelled])
-        return "dice", float(abs(np.subtract(*pairs.mean(axis=0))))
+    if (means := _mean_dice(rows)) is not None:
+        return "dice", abs(means["torch"] - means["bundle"])
     maps = [row.dice_maps for row in rows if row.dice_maps is not None]
     if maps:
         return "agreement", float(1 - np.mean(maps))

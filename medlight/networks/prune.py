@@ -91,6 +91,11 @@ def _size(network: nn.Module, example: Tensor) -> _Size:
     return _Size(sum(p.numel() for p in network.parameters()), int(counter.get_total_flops()))
 
 
+def flops(network: nn.Module, example: Tensor) -> int:
+    """Return the floating-point operations of one forward pass in evaluation (a product and a sum are two)."""
+    return _size(network, example).flops
+
+
 def _width(layer: nn.Module) -> int:
     return int(getattr(layer, "out_channels", 0) or getattr(layer, "out_features", 0))
 

@@ -1,0 +1,101 @@
+"""A network loses channels, is fitted once more, and loads, resumes and exports as others do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from medlight import tasks
+from medlight.callbacks import ChannelPruning
+from medlight.cli.main import main
+from medlight.config import set_path
+from medlight.deploy.bundle import Bundle
+from medlight.deploy.runtime import Predictor
+from medlight.errors import MedlightError, UsageError
+from medlight.launch.fit import Launch, fit
+from medlight.scans import read
+from medlight.tracking import store
+from tests.deploy.recorded import Recorded, recorded_fit
+
+FILTERS = "model.init_args.network.init_args.filters"
+PRUNING = {"class_path": "medlight.callbacks.ChannelPruning", "init_args": {"ratio": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
+    with recorded_fit(tmp_path_factory.mktemp("recorded")) as made:
+        config = set_path({**made.config, "name": "wide"}, FILTERS, [16, 32, 32])
+        made.config = set_path(config, "trainer.callbacks", [])
+        made.run_id = fit(made.config, Launch()).run_id
+        yield made
+
+
+def test_a_fit_of_the_pruned_network(recorded: Recorded) -> None:
+    average = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.9}}
+    config = set_path({**recorded.config, "name": "narrow"}, "trainer.callbacks", [PRUNING, average])
+    config = set_path(config, "model.init_args.pretrained", f"run:{recorded.run_id}")
+    found = fit(config, Launch())
+    assert found.best_checkpoint is not None
+    task = tasks.load(found.best_checkpoint)
+    assert task.pruned == 0.5
+    metrics = store.client().get_run(found.run_id).data.metrics
+    assert metrics["pruning/flops"] < 0.4
+    wide = tasks.load(store.artifact(recorded.run_id, "checkpoints/best.ckpt"))
+    narrow, full = (sum(p.numel() for p in t.network.parameters()) for t in (task, wide))
+    assert narrow == pytest.approx(metrics["pruning/parameters"] * full)
+    image = torch.randn(1, 1, 16, 16, 16)
+    deployed = task.deployable()
+    torch.testing.assert_close(deployed(image), task(image).softmax(1), atol=1e-5, rtol=0)
+
+
+def test_a_stopped_fit_goes_on(recorded: Recorded) -> None:
+    def stop(step: int, metrics: dict[str, float]) -> bool:
+        raise KeyboardInterrupt
+
+    config = set_path({**recorded.config, "name": "stopped"}, "trainer.callbacks", [PRUNING])
+    config = set_path(config, "trainer.max_epochs", 2)
+    with pytest.raises(MedlightError, match="interrupted"):
+        fit(config, Launch(report=stop))
+    found = fit(config, Launch(resume=True))
+    assert found.best_checkpoint is not None
+    assert tasks.load(found.best_checkpoint).pruned == 0.5
+    history = store.client().get_metric_history(found.run_id, "pruning/flops")
+    assert len(history) == 1
+
+
+def test_export_prunes_and_shows_both(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prune", "0.5", "--to", "onnx,openvino", "--precision", "int8", "--threads", "1"]
+    assert main(["export", recorded.run_id, "out", *words]) == 0
+    said = capsys.readouterr().out
+    assert "before pruning: onnxruntime-fp32" in said
+    assert "openvino-int8" in said
+    bundle = Bundle.load(Path("out"))
+    assert bundle.network["pruned"] == 0.5
+    assert bundle.run_id != recorded.run_id
+    assert store.client().get_run(bundle.run_id).info.run_name == "wide-pruned"
+    assert [model.name for model in bundle.models] == [
+        "onnxruntime-fp32",
+        "onnxruntime-int8",
+        "openvino-fp32",
+        "openvino-int8",
+    ]
+    scan = next((recorded.root / "images").glob("*"))
+    assert Predictor(bundle, threads=1, model="openvino-int8").predict(read(scan)).label is not None
+
+
+def test_wrong_uses_are_refused(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (0.0, 1.0, True, "half"):
+        with pytest.raises(UsageError, match=r"ChannelPruning\.ratio"):
+            ChannelPruning(wrong)  # type: ignore[arg-type]
+    assert main(["export", recorded.run_id, "wrong", "--prune", "1.5"]) == 2
+    assert "--prune 1.5: " in capsys.readouterr().err
+    config = set_path({**recorded.config, "name": "slim"}, FILTERS, [4, 8, 8])
+    config = set_path(config, "trainer.callbacks", [PRUNING])
+    with pytest.raises(UsageError, match="no channels to spare"):
+        fit(config, Launch())
+    checkpoint = store.artifact(recorded.run_id, "checkpoints/best.ckpt")
+    assert main(["export", str(checkpoint), "wrong", "--prune", "0.5", "--unchecked"]) == 2
+    assert "name its run" in capsys.readouterr().err
