@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float32]
 LARGEST = 65504.0  # of float16
 _ROOM = 8.0  # another image may have larger values than those that were looked at
 
-_PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_PRODUCTS = {"Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"}
 _MOVES = {
     *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Resize"),
     *(
