@@ -13,20 +13,17 @@ import pytest
 
 from medlight.cli.main import main
 from medlight.cli.serve import size_of
-from medlight.deploy.export import export
 from medlight.errors import UsageError
 from medlight.scans import write_nifti
 from tests.data import fake
-from tests.deploy import trained
-from tests.deploy.serve.served import curl, dcmtk, echo, until
+from tests.deploy.serve.served import curl, dcmtk, echo, tiny, until
 
 TOKEN = "correct-horse-battery"
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = trained.segmentation(tmp_path_factory.mktemp("trained"))
-    return export(made.checkpoint, made.checkpoint.parent / "bundle", cases=None, threads=1).root
+    return tiny(tmp_path_factory.mktemp("bundles") / "bundle")
 
 
 @pytest.mark.parametrize(

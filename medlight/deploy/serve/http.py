@@ -29,6 +29,7 @@ from medlight.errors import MedlightError
 _FORMS = ("nifti", "dicom", "json")
 _LOOK = 0.2  # seconds between two looks at whether the client is still there
 _CONNECTIONS = 64
+_WARNINGS = 16
 
 
 def application(
@@ -138,7 +139,8 @@ async def _waited(job: Job, request: Request) -> Answer:
 
 def _sent(made: Answer) -> Response:
     headers = {"Content-Disposition": f'attachment; filename="{made.name}"'} if made.name else {}
-    headers |= {"Medlight-Warnings": json.dumps(made.warnings)} if made.warnings else {}
+    few = [warning[:200] for warning in made.warnings[:_WARNINGS]]  # of a header only some kilobytes are taken
+    headers |= {"Medlight-Warnings": json.dumps(few)} if few else {}
     return Response(made.content, media_type=made.media_type, headers=headers)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import shutil
+import zipfile
+import zlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +20,8 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from medlight.errors import MedlightError
-from medlight.scans.dicom.archive import HEAD_BYTES, members, open_place
+from medlight.scans.dicom.archive import HEAD_BYTES, members
 from medlight.scans.dicom.fileset import is_index
-from medlight.scans.dicom.frames import Place
 
 _MOST_FILES = 16  # contrasts of one examination
 _MOST_FIELD = 1000  # bytes of a field that is no file
@@ -222,23 +222,26 @@ def _unpacked(file: Path, limits: Limits) -> Path:
     folder = file.with_name(f"{file.name}-unpacked")
     folder.mkdir()
     left = limits.unpacked
-    for number, (name, head) in enumerate(found):
-        if is_index(head) or head[:2] == b"PK":  # a DICOMDIR names files; a zip in a zip is none of ours
-            continue
-        try:
-            left = _copied(Place(file, name), folder / f"{number:06}", left)
-        except MedlightError:
-            raise RefusedError(400, "the zip can't be unpacked (a member is damaged); make it again") from None
-        except OSError as error:
-            raise _no_room(error) from None
-        if left < 0:
-            raise RefusedError(413, f"the zip holds too much: at most {limits.unpacked:,} bytes unpacked are taken")
+    with zipfile.ZipFile(file) as archive:
+        for number, (name, head) in enumerate(found):
+            if is_index(head) or head[:2] == b"PK":  # a DICOMDIR names files; a zip in a zip is none of ours
+                continue
+            left -= _copied(archive, name, folder / f"{number:06}", left)
+            if left < 0:
+                raise RefusedError(413, f"the zip holds too much: at most {limits.unpacked:,} bytes unpacked are taken")
     file.unlink()
     return folder
 
 
-def _copied(place: Place, out: Path, left: int) -> int:
-    """Write one member as far as there is room; returns what room is left, negative where there was too little."""
-    with open_place(place, left + 1) as member, out.open("xb") as target:
-        shutil.copyfileobj(member, target, _PIECE)
-        return left - target.tell()
+def _copied(archive: zipfile.ZipFile, name: str, out: Path, most: int) -> int:
+    """Write one member piece by piece, little more than ``most`` of it; returns how many bytes that is."""
+    with out.open("xb") as target:
+        try:
+            with archive.open(name) as member:
+                while target.tell() <= most and (piece := member.read(_PIECE)):
+                    target.write(piece)
+        except OSError as error:
+            raise _no_room(error) from None
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, KeyError):
+            raise RefusedError(400, "the zip can't be unpacked (a member is damaged); make it again") from None
+        return target.tell()

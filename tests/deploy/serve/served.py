@@ -22,8 +22,21 @@ from medlight.deploy.serve.http import HttpServer, application
 from medlight.deploy.serve.sending import Peer
 from medlight.deploy.serve.spool import Spool
 from medlight.deploy.serve.turns import Turns
+from tests.data import fake_dicom
+from tests.deploy.runtime import bundles
 
+GRID = fake_dicom.Grid(shape=(20, 22, 12), spacing=(1.0, 1.1), step=2.5)
 dcmtk = pytest.mark.skipif(shutil.which("storescu") is None, reason="no dcmtk: apt-get install dcmtk")
+
+
+def tiny(folder: Path, **changes: Any) -> Path:
+    """A bundle for scans of thick slices; what it finds is decided by their values alone."""
+    data = {
+        "preparation": {"spacing": [1.5, 1.5, 1.5]},
+        "normalise": [{"class_path": "medlight.prepare.Window", "init_args": {"low": 0.0, "high": 800.0}}],
+        "spacing_range": [[1.0, 1.0, 2.5], [1.0, 1.0, 2.5]],
+    }
+    return bundles.written(folder, bundles.bundle(3, changes.pop("window", [16, 16, 16]), **data | changes)).root
 
 
 @dataclass

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from pynetdicom import AE
+from pynetdicom.sop_class import CTImageStorage
 
 from medlight.deploy.runtime import Predictor
 from medlight.deploy.serve.sending import Peer
@@ -22,8 +24,7 @@ from medlight.deploy.serve.spool import OBJECTS, REASON, RESULT, WHOLE, Spool
 from medlight.errors import UsageError
 from medlight.scans.dicom_seg import read_seg
 from tests.data import fake_dicom
-from tests.deploy.serve.conftest import GRID
-from tests.deploy.serve.served import archive, dcmtk, echo, free_port, held, node, store, until
+from tests.deploy.serve.served import GRID, archive, dcmtk, echo, free_port, held, node, store, until
 
 pytestmark = dcmtk
 
@@ -76,7 +77,7 @@ def test_a_series_comes_in_and_its_segmentation_goes_out(
     referenced = got.ReferencedSeriesSequence[0]
     assert referenced.SeriesInstanceUID == first.SeriesInstanceUID
     assert len(referenced.ReferencedInstanceSequence) == len(list(series.iterdir()))
-    assert [s.label for s in read_seg(next((tmp_path / "got").iterdir())).segments] == ["one", "two"]
+    assert [s.label for s in read_seg(next((tmp_path / "got").iterdir())).segments] == ["label 1", "label 2"]
     said = capfd.readouterr()
     assert "sent to ARCHIVE@127.0.0.1" in said.err
     assert not any(secret in said.out + said.err for secret in (*fake_dicom.SECRETS, str(first.SeriesInstanceUID)))
@@ -129,6 +130,22 @@ def test_a_series_may_come_by_many_associations(
         (got,) = results(tmp_path / "got")
         emptied(spool)
     assert len(got.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 12
+
+
+def test_a_sender_that_keeps_its_association_open(
+    predictor: Predictor, spool: Path, series: Path, tmp_path: Path
+) -> None:
+    peer = free_port()
+    entity = AE()
+    entity.add_requested_context(CTImageStorage, pydicom.uid.ExplicitVRLittleEndian)
+    with archive(tmp_path / "got", peer), node(predictor, spool, peer) as port:
+        association = entity.associate("127.0.0.1", port)
+        for file in series.iterdir():
+            assert association.send_c_store(file).Status == 0
+        results(tmp_path / "got")
+        assert association.is_established
+        association.release()
+        emptied(spool)
 
 
 def test_what_is_no_image_is_not_taken(predictor: Predictor, spool: Path, series: Path, tmp_path: Path) -> None:

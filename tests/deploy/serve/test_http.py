@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 import struct
 import subprocess
 import tempfile
@@ -17,16 +18,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from medlight.deploy.export import export
 from medlight.deploy.runtime import Predictor
 from medlight.deploy.serve.upload import Limits
 from medlight.scans import Volume, read, write_nifti
 from medlight.scans.dicom_seg import read_seg
 from tests.data import fake, fake_dicom
-from tests.deploy import trained
-from tests.deploy.serve.conftest import GRID
-from tests.deploy.serve.served import curl, http, until
+from tests.deploy.serve.served import GRID, curl, http, tiny, until
 
+pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl: apt-get install curl")
 TOKEN = "correct-horse-battery"
 LIMITS = Limits(upload=4 << 20, unpacked=8 << 20)
 
@@ -69,6 +68,7 @@ def zipped(members: dict[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> bytes
 def test_a_label_map_and_its_figures_come_back(url: str, scan: Path, predictor: Predictor) -> None:
     expected = predictor.predict(read(scan)).label
     assert expected is not None
+    assert np.count_nonzero(expected.array) > 50
     for words in (["-F", f"file=@{scan}"], ["--data-binary", f"@{scan}"], ["-T", scan, "-X", "POST"]):
         reply = curl(f"{url}/predict", *words)
         assert reply.status == 200, reply.body
@@ -78,8 +78,8 @@ def test_a_label_map_and_its_figures_come_back(url: str, scan: Path, predictor: 
         np.testing.assert_array_equal(image.affine, nib.load(scan).affine)
     labels = curl(f"{url}/predict?format=json", "-F", f"file=@{scan}").json["labels"]
     assert {entry["name"]: entry["voxels"] for entry in labels} == {
-        "one": np.count_nonzero(expected.array == 1),
-        "two": np.count_nonzero(expected.array == 2),
+        "label 1": np.count_nonzero(expected.array == 1),
+        "label 2": np.count_nonzero(expected.array == 2),
     }
     assert labels[1]["ml"] == pytest.approx(labels[1]["voxels"] * 1.0 * 1.1 * 2.5 / 1000, abs=1e-3)
 
@@ -92,7 +92,7 @@ def test_a_zip_of_dicom_becomes_a_segmentation_of_it(url: str, series: Path, tmp
     (tmp_path / "seg.dcm").write_bytes(reply.body)
     subprocess.run(["dcmdump", "+P", "ReferencedSOPInstanceUID", tmp_path / "seg.dcm"], check=True, capture_output=True)
     found = read_seg(tmp_path / "seg.dcm")
-    assert [segment.label for segment in found.segments] == ["one", "two"]
+    assert [segment.label for segment in found.segments] == ["label 1", "label 2"]
     image = as_nifti(curl(f"{url}/predict?format=nifti", "--data-binary", f"@{archive}").body)
     np.testing.assert_allclose(image.affine, fake_dicom.truth(GRID)[1], atol=1e-4)
     assert image.shape == (22, 20, 12)
@@ -121,26 +121,27 @@ def test_a_real_series_that_does_not_fit_is_forced(predictor: Predictor, data_ro
 
 
 def test_classes_are_told_in_json(tmp_path: Path) -> None:
-    made = trained.classification(tmp_path)
-    found = export(made.checkpoint, tmp_path / "bundle", cases=None, threads=1)
+    found = tiny(tmp_path / "bundle", task="classification", window=[28, 28], spatial_dims=2, preparation={})
     write_nifti(Volume(np.random.default_rng(0).normal(80, 9, (1, 28, 28, 1)), np.eye(4)), tmp_path / "a.nii.gz")
     with http(Predictor(found, threads=1)) as (url, _):
         chances = curl(f"{url}/predict", "-F", f"file=@{tmp_path / 'a.nii.gz'}").json["probabilities"]
+        assert list(chances) == ["label 0", "label 1", "label 2"]
         assert sum(chances.values()) == pytest.approx(1)
         assert curl(f"{url}/predict?format=nifti", "-F", f"file=@{tmp_path / 'a.nii.gz'}").status == 400
         assert curl(f"{url}/info").json["gives"] == ["json"]
 
 
 def test_several_contrasts_are_fields_of_a_form(tmp_path: Path) -> None:
-    made = trained.segmentation(tmp_path, channels=2)
-    found = export(made.checkpoint, tmp_path / "bundle", cases=None, threads=1)
-    names = [str(name) for name in found.data["channels"]]
-    both = read(next((tmp_path / "images").iterdir()))
+    names = ["T1", "T2"]
+    window = {"class_path": "medlight.prepare.Window", "init_args": {"low": 0.0, "high": 800.0}}
+    found = tiny(tmp_path / "bundle", channels=names, normalise=[window, window])
+    both = fake.volume((20, 22, 12), seed=3, spacing=(1.0, 1.0, 2.5), channels=2)[0]
+    write_nifti(both, tmp_path / "both.nii.gz")
     for channel in range(2):
         write_nifti(Volume(both.array[channel : channel + 1], both.affine), tmp_path / f"{channel}.nii.gz")
     fields = [f"{name}=@{tmp_path}/{channel}.nii.gz" for channel, name in enumerate(names)]
     with http(Predictor(found, threads=1)) as (url, _):
-        whole = curl(f"{url}/predict", "--data-binary", f"@{next((tmp_path / 'images').iterdir())}")
+        whole = curl(f"{url}/predict", "--data-binary", f"@{tmp_path / 'both.nii.gz'}")
         apart = curl(f"{url}/predict", "-F", fields[1], "-F", fields[0])
         assert (whole.status, apart.status) == (200, 200), apart.body
         one, other = (np.asarray(as_nifti(reply.body).dataobj) for reply in (whole, apart))
@@ -154,7 +155,7 @@ def test_what_the_server_is(url: str, bundle: Path) -> None:
     assert curl(f"{url}/health").json == {"status": "ok"}
     reply = curl(f"{url}/info")
     assert reply.json["task"] == "segmentation"
-    assert [label["name"] for label in reply.json["labels"]][1:] == ["one", "two"]
+    assert [label["name"] for label in reply.json["labels"]][1:] == ["label 1", "label 2"]
     assert str(bundle).encode() not in reply.body
     for path, status in (
         ("/", 404),
@@ -180,6 +181,12 @@ def _link() -> bytes:
         info.external_attr = 0o120777 << 16
         archive.writestr(info, "/etc/passwd")
     return stream.getvalue()
+
+
+def _damaged() -> bytes:
+    content = bytearray(zipped({"one": np.random.default_rng(0).bytes(5000)}))
+    content[1000:1100] = b"\0" * 100
+    return bytes(content)
 
 
 def _overlapping() -> bytes:
@@ -209,6 +216,7 @@ def _overlapping() -> bytes:
         (_climbing("C:\\x"), 400, "climbs"),
         (_link(), 400, "link"),
         (_overlapping(), 400, "can't all come out"),
+        (_damaged(), 400, "a member is damaged"),
         (zipped({"bomb": b"\0" * (9 << 20)}), 413, "holds too much"),
         (zipped({f"{n}": b"\0" * (3 << 20) for n in range(3)}), 413, "holds too much"),
     ],
