@@ -28,10 +28,11 @@ class Fake:
 
 def bundle(labels: int = 3, window: list[int] | None = None, **changes: Any) -> Bundle:
     """A bundle of 3D segmentation of one channel, normalised as CT; ``changes`` go into its data."""
+    is_classes = changes.get("task") == "classification"
     data: dict[str, Any] = {
         "spatial_dims": 3,
         "channels": ["image"],
-        "labels": [{"value": n, "name": f"label {n}"} for n in range(labels)],
+        "labels": [] if is_classes else [{"value": n, "name": f"label {n}"} for n in range(labels)],
         "classes": [],
         "multilabel": False,
         "preparation": {},
