@@ -57,8 +57,11 @@ class Item:
             if isinstance(source, Path):
                 error = nameless(error, source)
                 continue
-            for place in dict.fromkeys(frame.place for frame in source.frames):
-                error = nameless(nameless(error, place.path, place.member), place.path.parent)
+            places = dict.fromkeys(frame.place for frame in source.frames)
+            for place in places:
+                error = nameless(error, place.path, place.member)
+            for folder in dict.fromkeys(place.path.parent for place in places):
+                error = nameless(error, folder)
         return error
 
 

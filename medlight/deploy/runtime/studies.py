@@ -20,6 +20,7 @@ from medlight.scans.read import format_of
 if TYPE_CHECKING:
     from medlight.deploy.runtime.checked import Source
     from medlight.prepare.case import BadCase
+    from medlight.scans.dicom.frames import Stack
 
 _MANIFESTS = (".csv", ".json")
 
@@ -52,8 +53,8 @@ class _Input:
 def items_of(source: Path, asked: Asked) -> list[Item]:
     """List what is to be predicted.
 
-    A folder of DICOM with several series gives each volume by itself; localizers, segmentations and reports in it are
-    passed over. Raises UsageError where there is nothing, names clash, or an input would be overwritten.
+    A folder of DICOM with several series gives each volume by itself; localizers, captures, segmentations and reports
+    in it are passed over. Raises UsageError where there is nothing, names clash, or an input would be overwritten.
     """
     inputs = _inputs(source)
     _check_out(asked, len(inputs))
@@ -131,11 +132,22 @@ def _volumes(name: str, scan: Path) -> list[_Input]:
     if format_of(scan) == "dicom":
         from medlight.scans.dicom.survey import survey
 
-        images = [stack for stack in survey([scan]).stacks if stack.kind == "image"]
-        volumes = [stack for stack in images if stack.verdict.status != "not-a-volume"]
+        volumes = [stack for stack in survey([scan]).stacks if is_meant(stack)]
         if len(volumes) > 1:
             return [_Input(name, {"image": stack}) for stack in volumes]
     return [_Input(name, {"image": scan})]
+
+
+def is_meant(stack: Stack) -> bool:
+    """Whether someone may want a stack predicted: no segmentation, report, localizer or capture.
+
+    What was meant for a volume and is none is: it fails by its name.
+    """
+    first = stack.frames[0]
+    if stack.kind != "image":
+        return False
+    placed = first.position is not None and "LOCALIZER" not in first.variant.split("\\")
+    return stack.verdict.status != "not-a-volume" or placed
 
 
 def _listed(manifest: Path) -> list[_Input]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medlight.deploy.runtime.journal import Item
-from medlight.deploy.runtime.studies import Asked, as_item
+from medlight.deploy.runtime.studies import Asked, as_item, is_meant
 from medlight.prepare.folders import name_of
 from medlight.scans.dicom.survey import survey
 from medlight.scans.files import apart
@@ -55,7 +55,7 @@ class Drop:
             files = {frame.place.path for frame in stack.frames}
             if all(self._at_rest(file) for file in files):
                 self._note(files, stack.series_uid)
-                if stack.kind == "image" and stack.verdict.status != "not-a-volume":
+                if is_meant(stack):
                     yield as_item("", stack, self.asked)
         for file in found.others:
             if self._at_rest(file):
