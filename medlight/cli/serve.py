@@ -37,7 +37,7 @@ example:
 
 HTTP: POST /predict takes one scan (NIfTI, DICOM, a zip of one DICOM series, a picture), or a form with a file for each
 contrast, its field called so, and answers with a DICOM-SEG for DICOM and a NIfTI label map for anything else;
-?format=nifti, dicom or json asks for one. GET /info tells what the bundle is, GET /health that the server is there.
+?format=nifti, dicom-seg or json asks for one. GET /info tells what the bundle is, GET /health that the server is there.
 Where other machines reach it a token is needed; it travels readably: put a proxy with TLS before it.
 
 DICOM: a series is predicted when its association was released and nothing came for --quiet seconds; its DICOM-SEG is

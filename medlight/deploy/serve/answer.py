@@ -19,7 +19,7 @@ from medlight.deploy.serve.upload import Limits, RefusedError, as_scan
 from medlight.scans import Volume
 from medlight.scans.read import format_of
 
-Form = Literal["nifti", "dicom", "json"]
+Form = Literal["nifti", "dicom-seg", "json"]
 
 
 @dataclass(frozen=True)
@@ -32,39 +32,48 @@ class Answer:
     warnings: list[str] = field(default_factory=list)
 
 
-def answer(
-    predictor: Predictor,
-    files: Mapping[str, Path],
-    form: Form | None,
-    limits: Limits,
-    force: bool,
-    progress: Progress,
-) -> Answer:
-    """Predict what was uploaded, files by contrast.
+@dataclass(frozen=True)
+class Asked:
+    """An upload that can be predicted: scans by contrast, and the form in which the answer goes back."""
 
-    form: what is asked for; by default a DICOM-SEG of DICOM, NIfTI of anything else, and JSON of a class.
-    Raises RefusedError for uploads that are no scans and forms that can't be, MedlightError where the scan does not
-    fit the bundle.
+    scans: dict[str, Path]
+    form: Form
+
+    @property
+    def first(self) -> Path:
+        """The scan whose grid the answer has."""
+        return next(iter(self.scans.values()))
+
+
+def asked(predictor: Predictor, files: Mapping[str, Path], form: Form | None, limits: Limits) -> Asked:
+    """Look at what was uploaded, files by contrast; nothing of it is predicted yet.
+
+    form: what is asked for; by default a DICOM-SEG of DICOM, NIfTI of anything else, and JSON of a class. Raises
+    RefusedError for uploads that are no scans and forms that can't be.
     """
     scans = {name: as_scan(file, limits) for name, file in _in_order(files, predictor.bundle).items()}
-    first = next(iter(scans.values()))
-    from_dicom = len(scans) == 1 and format_of(first) == "dicom"
+    from_dicom = len(scans) == 1 and format_of(next(iter(scans.values()))) == "dicom"
     classes = predictor.bundle.task == "classification"
     film = predictor.preparation.frames == "clip"  # its label maps are several
-    form = form or ("json" if classes else "dicom" if from_dicom and not film else "nifti")
+    form = form or ("json" if classes else "dicom-seg" if from_dicom and not film else "nifti")
     if classes and form != "json":
         raise RefusedError(400, f"the bundle tells classes, which can't be {form}; ask for format=json")
-    if form == "dicom" and not from_dicom:
+    if form == "dicom-seg" and not from_dicom:
         raise RefusedError(400, "a DICOM-SEG needs the DICOM series it belongs to; send one as a zip, or ask for nifti")
-    if form == "dicom":
-        return _dicom(predictor, first, progress, force)
-    outcome = predict_checked(predictor, scans, force=force, progress=progress)
-    if form == "json" or outcome.label is None:
+    return Asked(scans, form)
+
+
+def answer(predictor: Predictor, upload: Asked, force: bool, progress: Progress) -> Answer:
+    """Predict an upload. Raises MedlightError where the scan does not fit the bundle."""
+    if upload.form == "dicom-seg":
+        return _dicom(predictor, upload.first, progress, force)
+    outcome = predict_checked(predictor, upload.scans, force=force, progress=progress)
+    if upload.form == "json" or outcome.label is None:
         figures = _figures(predictor.bundle, outcome.chances, outcome.label)
         text = json.dumps({"task": predictor.bundle.task, **figures, "warnings": outcome.warnings})
         return Answer(text.encode() + b"\n", "application/json", warnings=outcome.warnings)
-    out = first.parent / "out.nii.gz"
-    write_on_grid(outcome.label, first, out)
+    out = upload.first.parent / "out.nii.gz"
+    write_on_grid(outcome.label, upload.first, out)
     return Answer(out.read_bytes(), "application/gzip", "prediction.nii.gz", outcome.warnings)
 
 

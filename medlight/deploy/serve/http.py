@@ -20,13 +20,13 @@ from starlette.requests import ClientDisconnect
 
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.serve.access import Application, Guard
-from medlight.deploy.serve.answer import Answer, answer
+from medlight.deploy.serve.answer import Answer, answer, asked
 from medlight.deploy.serve.say import place_of, plain, say
 from medlight.deploy.serve.turns import BusyError, Job, StoppedError, Turns
 from medlight.deploy.serve.upload import Limits, RefusedError, receive
 from medlight.errors import MedlightError
 
-_FORMS = ("nifti", "dicom", "json")
+_FORMS = ("nifti", "dicom-seg", "json")
 _LOOK = 0.2  # seconds between two looks at whether the client is still there
 _CONNECTIONS = 64
 _WARNINGS = 16
@@ -101,8 +101,8 @@ async def _predict(
         form = _form(request)
         with turns.place(), tempfile.TemporaryDirectory(prefix="medlight-", dir=root) as folder:
             files = await receive(request, Path(folder), limits)
-            work = partial(answer, predictor, files, form, limits, force)
-            return _sent(await _waited(turns.submit(work), request))
+            upload = await asyncio.to_thread(asked, predictor, files, form, limits)  # garbage waits for no turn
+            return _sent(await _waited(turns.submit(partial(answer, predictor, upload, force)), request))
     except BusyError:
         return _json(503, {"error": "busy: as many scans wait as may; try again later"}, {"Retry-After": "30"})
     except (StoppedError, ClientDisconnect):

@@ -354,6 +354,19 @@ def test_as_many_wait_as_may_and_a_client_that_goes_makes_way(
         assert curl(f"{url}/predict", "-F", f"file=@{scan}").status == 200
 
 
+def test_garbage_waits_for_no_turn(predictor: Predictor, big: Path, tmp_path: Path) -> None:
+    with http(predictor) as (url, turns):
+        client = subprocess.Popen(["curl", "-sS", "-F", f"file=@{big}", f"{url}/predict"], stdout=subprocess.DEVNULL)
+        until(lambda: turns.taken == 1)
+        time.sleep(0.5)
+        assert curl(f"{url}/predict", "--data-binary", "garbage").status == 415
+        assert curl(f"{url}/predict?format=dicom-seg", "-F", f"file=@{big}").status == 400
+        assert turns.taken == 1
+        assert client.poll() is None
+        client.kill()
+        client.wait()
+
+
 def test_the_end_of_the_server_ends_what_runs(
     predictor: Predictor, big: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
