@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 OUTPUTS = 3
 _NETS = "monai.networks.nets"
@@ -49,8 +49,23 @@ class Example:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = networks.build(self.spec, self.signature(), OUTPUTS)
+            _see(network, torch.randn(4, len(self.channels), *self.window))
         write_out_norms(network)
         return Deployable(network, "softmax", self.spatial_dims).float().eval()
+
+
+def _see(network: nn.Module, images: Tensor) -> None:
+    """Let batch normalisations take their statistics from images: without any, what deep networks say is constant."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return
+    for norm in norms:
+        norm.momentum = None  # a plain mean
+    with torch.no_grad():
+        network.train()(images)
 
 
 def _example(name: str, dims: int, window: int, classifies: bool = False, **arguments: Any) -> Example:

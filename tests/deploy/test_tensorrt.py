@@ -57,13 +57,8 @@ def int8_file(onnx_file: Path, batches: list[np.ndarray]) -> Path:
     return onnx_file.with_name("int8.onnx")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def rtx() -> tuple[str]:
-    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    return ("tensorrt_rtx",)
-
-
 def build(file: Path, profiles=PROFILE, target: str | list[str] = "SM86", **options) -> bytes:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     targets = [target] if isinstance(target, str) else target
     plan = tensorrt.build(file, profiles, packages=("tensorrt_rtx",), compute_capabilities=targets, **options)
     assert plan[:4] == b"vtrt"
@@ -193,11 +188,14 @@ def test_absent_packages_name_their_extra() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_an_engine_is_not_run_and_not_told_of(onnx_file: Path, rtx, tmp_path: Path) -> None:
+def test_without_a_gpu_an_engine_is_not_run_and_not_told_of(onnx_file: Path, tmp_path: Path) -> None:
     plan = build(onnx_file)
-    with pytest.raises(MedlightError, match=r"does not load on this machine: .*CUDA driver"):
-        tensorrt.Engine(plan, rtx)
-    said = tensorrt.write_report(plan, tmp_path / "report.json", rtx)
+    with pytest.raises(
+        MedlightError,
+        match=r"does not load on this machine: .*CUDA driver.*; mend: run it where there is a CUDA device",
+    ):
+        tensorrt.Engine(plan, ("tensorrt_rtx",))
+    said = tensorrt.write_report(plan, tmp_path / "report.json", ("tensorrt_rtx",))
     assert said is not None
     assert said.startswith("no report of the engine's layers: ")
     assert not list(tmp_path.iterdir())
@@ -207,13 +205,16 @@ def test_without_a_gpu_an_engine_is_not_run_and_not_told_of(onnx_file: Path, rtx
 @pytest.mark.parametrize("name", ZOO)
 def test_every_network_is_built(name: str, tmp_path: Path) -> None:
     example = ZOO[name]
-    source, half = tmp_path / "m.onnx", tmp_path / "half.onnx"
+    source, half, int8 = (tmp_path / f"{kind}.onnx" for kind in ("fp32", "fp16", "int8"))
     export_onnx(example.module(), len(example.channels), example.window, source)
     shapes = [(batch, len(example.channels), *example.window) for batch in (1, 1, 4)]
     profile = {"image": (shapes[0], shapes[1], shapes[2])}
     build(source, profile)
-    to_fp16(source, half)
+    images = [np.random.default_rng(0).normal(size=shapes[0]).astype(np.float32)]
+    to_fp16(source, half, images)
     build(half, profile)
+    quantise(source, int8, images)
+    build(int8, profile)
 
 
 @pytest.mark.gpu

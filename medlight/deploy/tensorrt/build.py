@@ -43,6 +43,7 @@ def build(
     """
     trt = find(packages)
     log = logger(trt)
+    log.errors.clear()
     try:
         builder = trt.Builder(log)
     except Exception as error:  # tensorrt proper: no CUDA device

@@ -28,11 +28,15 @@ class Engine:
         """
         self._trt = find(packages)
         log = logger(self._trt)
+        log.errors.clear()
         self._runtime = self._trt.Runtime(log)
         self._runtime.engine_host_code_allowed = version_compatible
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise MedlightError(f"the engine does not load on this machine: {said(log)}; mend: export it again here")
+            import torch
+
+            mend = "export it again here" if torch.cuda.is_available() else "run it where there is a CUDA device"
+            raise MedlightError(f"the engine does not load on this machine: {said(log)}; mend: {mend}")
         self._context = self._engine.create_execution_context()
         self._names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
 
@@ -41,6 +45,7 @@ class Engine:
         import torch
 
         trt, kept, outputs = self._trt, [], {}
+        logger(trt).errors.clear()
         stream = torch.cuda.current_stream()
         types = {trt.float32: torch.float32, trt.float16: torch.float16, trt.int64: torch.int64, trt.int32: torch.int32}
         self._choose_profile({name: tuple(tensor.shape) for name, tensor in inputs.items()}, stream.cuda_stream)
@@ -105,13 +110,15 @@ class EngineSession:
         return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
 
 
-def write_report(plan: bytes, out: Path, packages: Sequence[Package] = ANY) -> str | None:
+def write_report(
+    plan: bytes, out: Path, packages: Sequence[Package] = ANY, *, version_compatible: bool = False
+) -> str | None:
     """Write what an engine is made of, layer by layer, as JSON; returns why there is no report, or None.
 
     TensorRT tells it of a loaded engine only, and loads none without a GPU.
     """
     try:
-        layers = Engine(plan, packages).layers()
+        layers = Engine(plan, packages, version_compatible=version_compatible).layers()
     except MedlightError as error:
         return f"no report of the engine's layers: {error}"
     with replacing(out) as temporary:

@@ -44,7 +44,7 @@ def is_rtx(trt: Any) -> bool:
 
 
 def logger(trt: Any) -> Any:
-    """Return the logger of a package, with what it called an error before forgotten."""
+    """Return the logger of a package; its ``errors`` grow until they are cleared."""
     if trt.__name__ not in _loggers:
 
         class Errors(trt.ILogger):
@@ -59,9 +59,7 @@ def logger(trt: Any) -> Any:
                     self.errors.append(message)
 
         _loggers[trt.__name__] = Errors()
-    log = _loggers[trt.__name__]
-    log.errors.clear()
-    return log
+    return _loggers[trt.__name__]
 
 
 def said(log: Any) -> str:
