@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medlight.deploy import tensorrt
+from medlight.deploy import requirements, tensorrt
 from medlight.deploy.bundle import DESCRIPTION, PARITY, Bundle, Model, sha256
 from medlight.deploy.onnx_export import Exported, export_onnx
 from medlight.deploy.parity import ParityError, compare, describe
@@ -100,6 +100,7 @@ def export(
         described = {**task.signature(), "tools": tools, "network": network, "run_id": run_id}
         bundle = Bundle(root=folder, models=maker.models, **described)
         figures = {"checked": False} if cases is None else _checked(task, bundle, cases, threads, progress)
+        (folder / requirements.FILE).write_text(requirements.requirements(maker.models))
         (folder / PARITY).write_text(json.dumps(figures, indent=2) + "\n")
         dataclasses.replace(bundle, parity=_summary(figures)).save()
     return Bundle.load(Path(out))

@@ -46,7 +46,7 @@ def test_the_bundle_says_what_torch_says(bundle: Bundle, trained: Trained) -> No
     assert all(row["dice_torch"] is not None for row in figures["per_case"])
     assert bundle.parity["max_abs_diff"] == figures["max_abs_diff"]
     assert "case_0" not in (bundle.root / "parity.json").read_text()  # ids may be file names, and those patients'
-    assert {f.name for f in bundle.root.iterdir()} == {"bundle.json", "model.onnx", "parity.json"}
+    assert {f.name for f in bundle.root.iterdir()} == {"bundle.json", "model.onnx", "parity.json", "requirements.txt"}
     assert not [f for f in bundle.root.parent.iterdir() if f.name.startswith(".bundle")]
 
 
