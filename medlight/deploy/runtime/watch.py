@@ -11,7 +11,11 @@ from pathlib import Path
 from medlight.deploy.runtime.journal import Item
 from medlight.deploy.runtime.studies import Asked, as_item, is_meant
 from medlight.prepare.folders import name_of
+from medlight.scans import SUFFIXES
+from medlight.scans.dicom.archive import HEAD_BYTES
+from medlight.scans.dicom.fileset import is_index
 from medlight.scans.dicom.survey import survey
+from medlight.scans.dicom.tree import is_dicom
 from medlight.scans.files import apart
 
 QUIET_S = 5.0
@@ -44,7 +48,7 @@ class Drop:
 
     def settled(self) -> Iterator[Item]:
         """Give what came to rest since the last time."""
-        fresh = self._fresh()
+        fresh = [file for file in self._fresh() if _may_be_scan(file)]
         if not any(self._at_rest(file) for file in fresh):
             return
         found = survey(fresh)
@@ -57,12 +61,9 @@ class Drop:
                 self._note(files, stack.series_uid)
                 if is_meant(stack):
                     yield as_item("", stack, self.asked)
-        for file in found.others:
-            if self._at_rest(file):
-                self._note({file}, "")
-                yield as_item(self._name(file), file, replace(self.asked, form="nifti"))
-        known = {frame.place.path for stack in stacks for frame in stack.frames} | set(found.others)
-        self._note({file for file in fresh if file not in known and self._at_rest(file)}, "")
+        for file in filter(self._at_rest, found.others):
+            self._note({file}, "")
+            yield as_item(self._name(file), file, replace(self.asked, form="nifti"))
 
     def _name(self, file: Path) -> str:
         """What a file is called, with the folders that it lies in: two may have one name."""
@@ -91,3 +92,12 @@ class Drop:
 
     def _note(self, files: set[Path], series: str) -> None:
         self._done |= {file: (self._seen[file][0], series) for file in files if file in self._seen}
+
+
+def _may_be_scan(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+    except OSError:
+        return False
+    return not is_index(head) and (is_dicom(head) or file.name.lower().endswith(SUFFIXES))
