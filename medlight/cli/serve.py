@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import re
 import signal
@@ -46,6 +47,8 @@ afterwards. What can't be predicted lies in its folder failed, with the reason, 
 --allow-aet and --host decide who may send.
 
 Ctrl-C or SIGTERM ends it."""
+
+_HTTP, _DICOM = ("fastapi", "uvicorn", "python_multipart"), ("pynetdicom", "filelock")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +95,15 @@ def run(args: argparse.Namespace) -> None:
 
     warnings.simplefilter("ignore")  # libraries quote what they stumble over: patients' names
     end = threading.Event()
+
+    def stop(*_: Any) -> None:
+        if end.is_set():  # the second time it is meant
+            raise KeyboardInterrupt
+        end.set()
+
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            stack.callback(signal.signal, number, signal.signal(number, lambda *_: end.set()))
+            stack.callback(signal.signal, number, signal.signal(number, stop))
         predictor, turns = Predictor(bundle, args.threads, model=args.runtime), Turns(args.queue)
         own = predictor.preparation
         predictor.preparation = replace(own, on={**own.on, **mends(args.on)})
@@ -124,9 +133,14 @@ def _check(args: argparse.Namespace) -> None:
         size_of("--max-upload", args.max_upload),
         size_of("--max-spool", args.max_spool),
     )
-    for module, wanted in (("fastapi", args.http), ("uvicorn", args.http), ("pynetdicom", args.dicom)):
-        if wanted is not None and not _installed(module):
+    wanted = [*(_HTTP if args.http is not None else ()), *(_DICOM if args.dicom is not None else ())]
+    for module in wanted:
+        if importlib.util.find_spec(module) is None:
             raise needs("serve", module)
+    try:
+        socket.getaddrinfo(args.host.strip("[]"), None)
+    except (OSError, UnicodeError):
+        raise UsageError(f"--host {args.host}: no such name or address; give one of this machine's") from None
     if args.http is not None:
         from medlight.deploy.serve.access import check_open, read_token
 
@@ -141,12 +155,6 @@ def _check(args: argparse.Namespace) -> None:
         check_title("--aet", args.aet)
         for title in args.allow_aet:
             check_title("--allow-aet", title)
-
-
-def _installed(module: str) -> bool:
-    import importlib.util
-
-    return importlib.util.find_spec(module) is not None
 
 
 def size_of(name: str, text: str) -> int:
@@ -185,12 +193,9 @@ def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
-    except PermissionError:
-        raise UsageError(f"--http {port}: not allowed here; choose a port above 1023") from None
-    except socket.gaierror:
-        raise UsageError(f"--host {host}: no such address on this machine") from None
     except OSError as error:
-        raise UsageError(f"--http {port} on {host}: can't be listened on ({error.strerror}); choose another") from None
+        reason = os.strerror(error.errno or 0)
+        raise UsageError(f"--http {port} on {host}: can't be listened on ({reason}); choose another") from None
 
 
 def _dicom(args: argparse.Namespace, predictor: Predictor, turns: Turns) -> Listener:

@@ -31,7 +31,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ([], "give --http PORT, --dicom PORT, or both"),
         (["--http", "0", "--host", "0.0.0.0"], "there is no token; mend: give --token-file or MEDLIGHT_TOKEN"),
-        (["--http", "0", "--host", "192.0.2.7", "--token-file", "token"], "no such address|can't be listened on"),
+        (["--http", "0", "--host", "192.0.2.7", "--token-file", "token"], "on 192.0.2.7: can't be listened on"),
+        (["--http", "0", "--host", "nowhere.invalid", "--token-file", "token"], "no such name or address"),
         (["--http", "0", "--token-file", "absent"], "--token-file absent: can't be read"),
         (["--http", "0", "--token-file", "short"], "at least 16 characters"),
         (["--http", "70000"], "choose a port"),

@@ -133,15 +133,20 @@ class Listener:
             file.unlink(missing_ok=True)
 
     def _count(self, event: Any) -> None:
-        """End an association whose object would take more than there is room for."""
+        """End an association whose object would take more than there is room for, on the disk or in memory."""
         taken = self._bytes.get(event.assoc, 0)
         self._bytes[event.assoc] = now = taken + len(event.data)
-        if now >> 24 != taken >> 24 and now > self._spool.room():  # asked every 16 MiB
-            say("DICOM: an association is ended: its object is bigger than the room in the spool")
+        in_memory = getattr(event.assoc.dimse.message, "_data_set_file", self) is None  # an object goes to a file
+        too_big = now >> 24 != taken >> 24 and now > self._spool.room()  # asked every 16 MiB
+        if too_big or (in_memory and now > _MOST_PDU):
+            say("DICOM: an association is ended: what it sends takes more than there is room for")
             event.assoc.abort()
 
     def _gone(self, event: Any, whole: bool) -> None:
         self._bytes.pop(event.assoc, None)
+        half = getattr(event.assoc.dimse.message, "_data_set_path", None)  # of an object that was cut off
+        if half is not None:
+            Path(half).unlink(missing_ok=True)
         for series in self._spool.done(event.assoc, whole):
             say(f"{series}: {'received' if whole else 'cut off; it waits for the rest'}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import shutil
@@ -13,10 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pynetdicom import AE
-from pynetdicom.sop_class import CTImageStorage
+from pynetdicom.sop_class import CTImageStorage, Verification
 
 from medlight.deploy.runtime import Predictor
 from medlight.deploy.serve.sending import Peer
@@ -278,6 +280,39 @@ def test_nonsense_on_the_wire_ends_a_connection_and_nothing_else(predictor: Pred
                 while client.recv(4096):
                     pass
         assert echo(port) == 0
+
+
+@pytest.mark.parametrize("control", [b"\x01", b"\x00"])
+def test_what_is_no_object_may_not_fill_the_memory(predictor: Predictor, spool: Path, control: bytes) -> None:
+    """Pieces of a command, or of data that belong to none, that never end."""
+    entity = AE()
+    entity.add_requested_context(Verification)
+    with node(predictor, spool, free_port()) as port:
+        association = entity.associate("127.0.0.1", port)
+        wire = association.dul.socket.socket
+        content = b"\1" + control + b"\0" * 60_000
+        piece = b"\4\0" + struct.pack(">II", len(content) + 4, len(content)) + content
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                wire.sendall(piece)
+                if association.is_aborted:
+                    break
+                time.sleep(0.01)
+            else:
+                raise AssertionError("12 MB were taken")
+        until(lambda: not association.is_established)
+        assert echo(port) == 0
+
+
+def test_an_object_bigger_than_the_room_is_not_written_to_the_end(
+    predictor: Predictor, spool: Path, tmp_path: Path
+) -> None:
+    big = fake_dicom.instance(np.zeros((8192, 8192), np.uint16), "CT")
+    fake_dicom.save(big, tmp_path / "big")
+    with node(predictor, spool, free_port(), most=20 << 20) as port:
+        assert store(port, tmp_path / "big").returncode != 0
+        assert echo(port) == 0
+        emptied(spool)
 
 
 def test_pieces_of_a_restart_are_put_right(tmp_path: Path) -> None:
