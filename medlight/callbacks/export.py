@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from medlight.deploy.export import check_targets, export
 from medlight.deploy.onnx_export import require_packages
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare.case import Case
+from medlight.tracking import store
 from medlight.tracking.logger import MLflowLogger
 
 
@@ -73,6 +75,10 @@ class Export(L.Callback):
                 logger.log_artifact(bundle.root)
                 logger.log_metrics(metrics(bundle.parity), trainer.global_step)
                 logger.set_tags(tags(bundle, skipped))
+                try:
+                    logger.set_tags({"medlight.model": registered(bundle, logger.run_id)})
+                except MedlightError as error:  # the bundle is in the run; medlight export registers it later
+                    rank_zero_warn(f"the bundle is not registered: {error}")
             else:
                 shutil.copytree(bundle.root, Path(trainer.default_root_dir) / "bundle", dirs_exist_ok=True)
         rank_zero_info(f"exported: probabilities differ from torch by up to {bundle.parity['max_abs_diff']:.2g}")
@@ -103,6 +109,16 @@ def metrics(figures: dict[str, Any]) -> dict[str, float]:
     for model, of_model in figures.get("models", {}).items():
         found |= {f"export/{model}/{name}": of_model.get(name) for name in ("max_abs_diff", "score_diff")}
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def registered(bundle: Bundle, run_id: str) -> str:
+    """Put a checked bundle into MLflow's model registry as STUDY-NAME of its run; returns its ``models:/`` address."""
+    from medlight.deploy.registry import register
+
+    run = store.find_run(run_id)
+    study = run.data.tags.get("medlight.study") or "medlight"
+    name = re.sub(r"[/:]", "-", f"{study}-{run.info.run_name}")
+    return f"models:/{name}/{register(bundle, name, run_id)}"
 
 
 def tags(bundle: Bundle, tensorrt_skipped: str | None) -> dict[str, str]:

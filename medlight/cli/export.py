@@ -56,7 +56,7 @@ class _Subject:
 
 def run(args: argparse.Namespace) -> int:
     """Export, compare, record; prints the figures."""
-    from medlight.callbacks.export import available, tags
+    from medlight.callbacks.export import available, registered, tags
     from medlight.cli.progress import bar
     from medlight.deploy.export import check_targets, export
     from medlight.deploy.parity import ParityError
@@ -94,6 +94,10 @@ def run(args: argparse.Namespace) -> int:
                 _record(subject, {"medlight.export": "failed"}, error.figures if isinstance(error, ParityError) else {})
             raise
         _record(subject, tags(bundle, skipped), bundle.parity, bundle.root)
+        if subject.run_id and bundle.checked:
+            address = registered(bundle, subject.run_id)
+            _record(subject, {"medlight.model": address}, {})
+            _say(args, f"registered: {address}")
         _show(args, bundle, before)
     return 0
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from medlight.sweeps.rows import Row
+    from medlight.sweeps.spec import Sweep
 
 TAKES_OVERRIDES = True
 EPILOG = """\
@@ -22,7 +23,8 @@ example:
   medlight sweep -c experiments/hippocampus/sweep.yaml --trainer.max_epochs=2 --data.batch_size 4
   medlight sweep status hippocampus-sweep
 
-A key of the fit configuration can be given as --dotted.path=VALUE; it holds for every trial."""
+With `export: {to: [onnx, openvino], precision: [fp32, int8]}` in the sweep.yaml the best trial becomes a bundle, as by
+medlight export. A key of the fit configuration can be given as --dotted.path=VALUE; it holds for every trial."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,7 +78,20 @@ def _sweep(args: argparse.Namespace) -> int:
     _write(args.json, sweep.full_name, outcome.run_id, metrics, outcome.rows, outcome.best)
     if not outcome.best:
         console.print(f"no trial was completed; their output is in mlruns/logs/{sweep.full_name}", soft_wrap=True)
-    return 0 if outcome.best else 1
+        return 1
+    return _export(sweep, outcome.run_id) if sweep.export else 0
+
+
+def _export(sweep: Sweep, run_id: str) -> int:
+    """Export the best trial as ``medlight export`` does."""
+    from medlight.cli import export
+
+    parser = argparse.ArgumentParser()
+    export.add_arguments(parser)
+    words = [run_id, f"{sweep.full_name}-bundle"]
+    for key, names in (sweep.export or {}).items():
+        words += [f"--{key}", ",".join(names)]
+    return export.run(parser.parse_args(words))
 
 
 def _console(error: bool) -> Console:

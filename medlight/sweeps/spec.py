@@ -30,6 +30,7 @@ KEYS = (
     "memory_limit_gb",
     "storage",
     "seed",
+    "export",
 )
 DIRECTIONS = ("maximize", "minimize")
 NAME = re.compile(r"[\w.-]+")
@@ -61,6 +62,7 @@ class Sweep:
     memory_limit_gb: float | None
     storage: str | None
     seed: int
+    export: Config | None
     written: Config
 
     @property
@@ -146,6 +148,7 @@ def _sweep(values: Config, config: Config, fit_file: Path, file: Path) -> Sweep:
         memory_limit_gb=_size(values.get("memory_limit_gb")),
         storage=_storage(values.get("storage")),
         seed=_seed(values.get("seed", 0)),
+        export=_export(values.get("export")),
         written=values,
     )
     sweep.build_sampler()
@@ -184,6 +187,22 @@ def _storage(value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or "://" not in value):
         raise UsageError("storage: expected null (a file under mlruns/optuna) or postgresql://USER@HOST/DATABASE")
     return value
+
+
+def _export(value: Any) -> Config | None:
+    """What becomes of the best trial: ``{to: [onnx, openvino], precision: [fp32, int8]}``; null: nothing."""
+    if value is None:
+        return None
+    lists = isinstance(value, Mapping) and all(isinstance(names, list) and names for names in value.values())
+    if not lists or set(value) - {"to", "precision"}:
+        raise UsageError("export: write {to: [onnx, openvino], precision: [fp32, int8]}, or one of the two")
+    from medlight.deploy.export import check_targets
+
+    try:
+        check_targets(value.get("to", ["onnx"]), value.get("precision", ["fp32"]))
+    except UsageError as error:
+        raise UsageError(f"export: {error}") from None
+    return dict(value)
 
 
 def _objectives(written: Any) -> tuple[Objective, ...]:

@@ -37,6 +37,9 @@ def test_the_callback_left_a_checked_bundle_in_the_run(recorded: Recorded) -> No
     assert recorded.tags()["medlight.state"] == "complete"
     assert recorded.metrics()["export/max_abs_diff"] < 1e-4
     assert "export/dice_diff" in recorded.metrics()
+    assert recorded.tags()["medlight.model"] == "models:/exports-tiny/1"
+    (version,) = store.client().search_model_versions("name = 'exports-tiny'")
+    assert version.run_id == recorded.run_id
 
 
 def test_a_wrong_callback_is_refused_before_the_fit() -> None:

@@ -35,6 +35,8 @@ def test_a_run_is_exported_compared_and_recorded(recorded: Recorded, capsys: pyt
     figures = json.loads(Path("figures.json").read_text())
     assert figures["parity"]["max_abs_diff"] == bundle.parity["max_abs_diff"] < 1e-4
     assert recorded.tags()["medlight.tensorrt"].startswith("skipped: ")
+    assert recorded.tags()["medlight.model"].startswith("models:/exports-tiny/")
+    assert "registered: models:/exports-tiny/" in said
     logged = json.loads(store.artifact(recorded.run_id, "bundle/parity.json").read_text())
     assert logged["cases"] == 2
     assert main(["predict", recorded.run_id, str(recorded.root / "images"), "out", "--threads", "1"]) == 0
@@ -89,6 +91,6 @@ def test_wrong_calls_are_refused(recorded: Recorded, capsys: pytest.CaptureFixtu
     Path("junk.ckpt").write_text("not a checkpoint")
     assert run("junk.ckpt", "--unchecked") == 1
     said = capsys.readouterr().err
-    for text in ("did you mean 'tiny'", "one of onnx, tensorrt", "--threads -4: at least 1", "junk.ckpt: not a "):
+    for text in ("did you mean 'tiny'", "one of onnx, openvino, tensorrt, torch", "--threads -4: at least 1", "junk.ckpt: not a "):
         assert text in said
     assert "weights_only" not in said

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from medlight.cli.main import main
+from medlight.deploy.bundle import Bundle
 from medlight.tracking import store
 from tests.sweeps.study import UNET, sweep_yaml, write
 
@@ -99,3 +100,17 @@ def test_a_trial_may_be_a_fit_of_two_processes():
     assert code == 0, content
     assert [trial["state"] for trial in content["trials"]] == ["complete"]
     assert len(store.children(content["run_id"])) == 1
+
+
+def test_the_best_trial_becomes_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    space = {"model.network": {"type": "categorical", "choices": {"unet": UNET}}, **LR}
+    code, content = run("leaving", "--trials", "1", space=space, export={"to": ["onnx", "openvino"]})
+    assert code == 0
+    (trial,) = content["trials"]
+    (folder,) = Path.cwd().glob("*-leaving-bundle")
+    bundle = Bundle.load(folder)
+    assert bundle.run_id == trial["run_id"]
+    assert [model.name for model in bundle.models] == ["onnxruntime-fp32", "openvino-fp32"]
+    file = write(Path.cwd(), sweep_yaml(name="wrong", space=space, export={"to": ["coreml"]}))
+    assert main(["sweep", "-c", str(file), "--trials", "1"]) == 2
+    assert "export: --to coreml: no such target" in capsys.readouterr().err
