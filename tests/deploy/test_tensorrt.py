@@ -202,6 +202,7 @@ def test_without_a_gpu_an_engine_is_not_run_and_not_told_of(onnx_file: Path, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # SwinUNETR takes minutes to export
 @pytest.mark.parametrize("name", ZOO)
 def test_every_network_is_built(name: str, tmp_path: Path) -> None:
     example = ZOO[name]
