@@ -38,7 +38,7 @@ class _View:
 
     def cut(self, array: npt.NDArray[Any], at: tuple[int, ...]) -> npt.NDArray[Any]:
         """Return the slice of an ``(I, J, K)`` array in RAS+; radiological: the patient's right is on the left."""
-        plane = np.take(array, at[self.axis], axis=self.axis)
+        plane = array[(slice(None),) * self.axis + (at[self.axis],)]  # take would copy all of a turned array first
         return plane[::-1, ::-1].T
 
     def size(self, shape: Sequence[int], spacing: Sequence[float]) -> tuple[float, float]:

@@ -119,13 +119,16 @@ class Predictor:
 
     def _vote(self, back: SlabRestore, slab: Array, found: npt.NDArray[Any]) -> None:
         """Write the labels that win where a slab of probabilities ``(L, i, J, K)`` lies in the input's grid."""
+        least = 0.5 if self.bundle.activation == "sigmoid" else 0.0
         for box, scores in back.add(slab):
-            part = found[box]
-            best = np.full(part.shape, 0.5 if self.bundle.activation == "sigmoid" else 0.0, np.float32)
+            best, winner = np.empty(0, np.float32), np.empty(0, found.dtype)
             for label, score in zip(self.bundle.labels, scores, strict=True):
+                if not best.size:  # laid out in memory as the scores are, which takes half the time
+                    best, winner = np.full_like(score, least), np.zeros_like(score, found.dtype)
                 better = score > best
-                np.copyto(part, label.value, where=better)
+                np.copyto(winner, label.value, where=better)
                 np.copyto(best, score, where=better)
+            found[box] = winner
 
     def probability_map(self, prediction: Prediction, scan: Volume) -> Volume:
         """Return the probabilities on the input's own grid, one channel a label; of a clip, one a label and frame."""

@@ -73,10 +73,9 @@ def test_the_estimate_is_of_the_right_size(tmp_path: Path, spacing: list[float] 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("labels", [3, 14])
-def test_a_big_ct_stays_below_3_gib(tmp_path: Path, labels: int) -> None:
+def test_a_big_ct_stays_below_3_gib(tmp_path: Path) -> None:
     """512 x 512 x 300 from DICOM to DICOM-SEG in a process of its own."""
-    found = measured(tmp_path, labels, 512, 300, 128, None)
+    found = measured(tmp_path, 8, 512, 300, 128, None)
     assert found["peak"] < 3 * 2**30
     assert found["heavy"] == []
     assert len(list((tmp_path / "out").glob("*.dcm"))) == 1
