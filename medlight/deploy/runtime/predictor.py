@@ -66,6 +66,7 @@ class Predictor:
         self._session: Session = session or (
             chosen(self.bundle, model, threads) if model else fastest(self.bundle, threads)
         )
+        self.asked = model  # None: whichever is the fastest
         self._batch = batch
         self.preparation = Preparation(**self.bundle.data["preparation"])
         self._normalisers = [normaliser_from(spec) for spec in self.bundle.data["normalise"]]
