@@ -165,7 +165,8 @@ class Listener:
         for series in self._spool.tidied():
             say(f"{series}: dropped; its sender was cut off and did not come again")
         for work in self._spool.waiting():
-            if not (work / RESULT).exists() and not self._ended.is_set():
+            todo = not (work / RESULT).exists() and (work / OBJECTS).is_dir()  # in this order: it may just be deleted
+            if todo and not self._ended.is_set():
                 self._predict(work)
 
     def _predict(self, work: Path) -> None:

@@ -25,7 +25,7 @@ from medlight.errors import UsageError
 
 WHOLE, OBJECTS, RESULT, REASON, TRIES = "whole", "objects", "result", "reason.txt", "tries"
 _KEPT = 7 * 86400.0  # seconds that what failed is kept
-_GIVEN_UP = 3600.0  # seconds until a series whose sender was cut off, and never came again, is dropped
+_GIVEN_UP = 86400.0  # seconds until a series whose sender was cut off, and never came again, is dropped
 _CUT = 600.0  # seconds until an object that comes in and doesn't grow is given up; connections are sooner
 _FREE = 1 << 30  # bytes of the disk that are left alone
 _MOST_TRIES = 3  # of a prediction during which the whole process ended
@@ -77,12 +77,13 @@ class Spool:
 
     def room(self) -> int:
         """Bytes that may still come in. What failed makes way, the oldest first."""
-        while (left := self._left()) <= 0:
-            failed = sorted(self._failed.iterdir(), key=_age, reverse=True)
-            if not failed:
-                break
-            self._delete(failed[0])
-        return left
+        with self._lock:
+            if self._left() <= 0:
+                for folder in sorted(self._failed.iterdir(), key=_age, reverse=True):
+                    self._delete(folder)
+                    if self._left() > 0:
+                        break
+            return self._left()
 
     def _left(self) -> int:
         free = shutil.disk_usage(self.root).free - _FREE
@@ -195,7 +196,7 @@ class Spool:
     def _delete(self, folder: Path) -> None:
         """Delete a folder. It is moved first: half a series must not be taken for a whole one after a restart."""
         with self._lock:
-            size, away = _size(folder), self.receiving / f"{folder.name}.gone"
+            size, away = _size(folder), self.receiving / f"{folder.name}-{uuid.uuid4().hex[:6]}.gone"
             with contextlib.suppress(OSError):
                 folder.rename(away)
                 self._held_bytes = max(0, self._held_bytes - size)

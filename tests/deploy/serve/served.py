@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -146,4 +147,5 @@ def until(there: Callable[[], Any], seconds: float = 60) -> Any:
 
 def held(spool: Path) -> list[Path]:
     """Files of the spool."""
-    return [path for path in spool.rglob("*") if path.is_file() and path.name != ".lock"]
+    found = (Path(folder) / name for folder, _, names in os.walk(spool) for name in names)
+    return [path for path in found if path.name != ".lock"]
