@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.errors import MedlightError, UsageError, needs
+from medlight.scans.files import replacing
 
 Array = npt.NDArray[np.float32]
 LAYERS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
@@ -55,12 +56,8 @@ class Calibrated:
         if unknown := sorted(set(keep) - set(self.layers)):
             raise UsageError(f"{self.source}: has no layer {unknown[0]!r}; mend: one of {', '.join(self.layers)}")
         made = self.quantised([name for name in self.layers if name not in keep])
-        part = out.with_name(f".{out.name}.tmp")
-        try:
+        with replacing(out) as part:
             part.write_bytes(made)
-            part.replace(out)
-        finally:
-            part.unlink(missing_ok=True)
         return Quantised(len(self.layers) - len(set(keep)), [name for name in self.layers if name in keep])
 
     def quantised(self, nodes: Sequence[str]) -> bytes:
@@ -98,8 +95,9 @@ def load(source: Path) -> Any:
     """Read a graph with the shapes of its tensors; each node has a name of its own."""
     try:
         import onnx
-    except ImportError:
-        raise needs("onnx", "onnx") from None
+        import onnxruntime.quantization  # noqa: F401 (used below, where nobody looks for its absence)
+    except ImportError as error:
+        raise needs("onnx", error.name or "onnxruntime") from None
     try:
         model = onnx.shape_inference.infer_shapes(onnx.load(source))
     except Exception as error:
@@ -204,11 +202,13 @@ def _hold_after_concat(model: Any) -> None:
 
 def _after_concat(tensor: str, producers: dict[str, Any]) -> bool:
     """Whether a tensor comes from a Concat through nothing but operations that OpenVINO sees through."""
-    todo = [tensor]
+    todo, seen = [tensor], set()
     while todo:
-        node = producers.get(todo.pop())
-        if node is None:
+        name = todo.pop()
+        node = producers.get(name)
+        if node is None or name in seen:
             continue
+        seen.add(name)  # residual connections: there are far more paths than tensors
         if node.op_type == "Concat":
             return True
         if node.op_type in _SEEN_THROUGH:

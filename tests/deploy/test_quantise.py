@@ -70,7 +70,7 @@ def run_openvino(file: Path, image: np.ndarray) -> np.ndarray:
     return np.array(core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(image)[0])
 
 
-def weights_of(file: Path, integers: bool) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
+def weights_of(file: Path) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, int]]:
     """For each layer in INT8: its integers, scales, zero points and the axis of its channels, read off the file."""
     model = onnx.load(file)
     made = {name: node for node in model.graph.node for name in node.output}
@@ -89,7 +89,7 @@ def check_weights(source: Path, out: Path) -> int:
     model = onnx.load(source)
     original = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     of_layer = {node.name: original.get(node.input[1]) for node in model.graph.node if node.op_type in qdq.LAYERS}
-    found = weights_of(out, integers=True)
+    found = weights_of(out)
     for name, (integers, scale, zero, axis) in found.items():
         weight = of_layer[name]
         assert weight is not None
@@ -247,11 +247,20 @@ def test_kept_layers_stay_as_they_are(exported, tmp_path: Path) -> None:
     names = layers(source)
     done = quantise(source, tmp_path / "some.onnx", batches(size), keep=names[1:3])
     assert (done.nodes, done.kept) == (len(names) - 2, names[1:3])
-    assert set(weights_of(tmp_path / "some.onnx", integers=True)) == set(names) - set(names[1:3])
+    assert set(weights_of(tmp_path / "some.onnx")) == set(names) - set(names[1:3])
     done = quantise(source, tmp_path / "none.onnx", batches(size), keep=names)
     assert done.nodes == 0
     patch = batches(size)[0]
     assert np.array_equal(run(tmp_path / "none.onnx", patch), run(source, patch))
+
+
+def test_patches_of_nothing_but_zeros_give_a_graph_that_runs(tmp_path: Path) -> None:
+    source = small_graphs.skip(tmp_path / "skip.onnx")
+    zeros = np.zeros((1, 4, 8, 8, 8), np.float32)
+    quantise(source, tmp_path / "int8.onnx", [zeros])
+    for runtime in (run, run_openvino):
+        assert np.isfinite(runtime(tmp_path / "int8.onnx", zeros)).all()
+        assert np.isfinite(runtime(tmp_path / "int8.onnx", zeros + 1)).all()
 
 
 def test_what_can_not_be_calibrated_is_refused(tmp_path: Path) -> None:
@@ -314,7 +323,7 @@ def test_as_few_layers_as_it_takes_stay_in_fp32(tmp_path: Path, needed: int, cou
     calls = []
 
     def score(file: Path) -> float:
-        calls.append(count - len(weights_of(file, integers=True)))
+        calls.append(count - len(weights_of(file)))
         return 1.0 if calls[-1] >= needed else 2.0
 
     if needed > int(0.75 * count):
@@ -324,7 +333,7 @@ def test_as_few_layers_as_it_takes_stay_in_fp32(tmp_path: Path, needed: int, cou
         return
     done = quantise_within(source, out, patches, score, 1.0)
     assert len(done.kept) == needed
-    assert count - len(weights_of(out, integers=True)) == needed
+    assert count - len(weights_of(out)) == needed
     assert len(calls) <= 2 + np.ceil(np.log2(count))
     worst = [layer.node for layer in sensitive_layers(source, patches)[:needed]]
     assert set(done.kept) == set(worst)
