@@ -111,7 +111,9 @@ def _watch(args: argparse.Namespace, asked: Asked, bundle: Bundle, say: Any) -> 
     if asked.one_file or asked.truth:
         raise UsageError("--watch: takes a folder for OUT, and no --truth")
     drop = Drop(args.source, asked)
-    batch = Batch(_predictor(args, bundle, say), _folder(args.out, args.out / "any"), args.probabilities, args.force)
+    batch = Batch(
+        _predictor(args, bundle, say), _folder(args.out, args.out / "summary.json"), args.probabilities, args.force
+    )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         print(f"watching {args.source}; Ctrl-C ends it", file=say, flush=True)
