@@ -30,6 +30,8 @@ def export_program(module: nn.Module, channels: int, window: Sequence[int], like
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(module, (torch.zeros(2, channels, *size),), dynamic_shapes=(sizes,))
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # files of this machine, whose folders name people
         torch.export.save(program, path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -205,6 +206,8 @@ def test_every_runtime_on_the_cpu_and_every_precision(trained: Trained, tmp_path
     names += [f"openvino-{precision}" for precision in ("fp32", "fp16", "bf16", "int8")] + ["torch-fp32", "torch-bf16"]
     assert [model.name for model in made.models] == names
     assert {model.file for model in made.models if model.runtime == "openvino"} == {"model.onnx", "model_int8.onnx"}
+    with zipfile.ZipFile(made.root / "model.pt2") as program:
+        assert not any(b"site-packages" in program.read(name) for name in program.namelist())
     others = json.loads((made.root / "parity.json").read_text())["models"]
     assert list(others) == names[1:]
     for name, figures in others.items():

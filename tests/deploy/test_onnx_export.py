@@ -36,6 +36,8 @@ def test_a_u_net_takes_any_batch_and_size(tmp_path: Path, capfd: pytest.CaptureF
         np.testing.assert_allclose(run(tmp_path / "m.onnx", image), module(image).numpy(), atol=1e-5)
     said = capfd.readouterr()
     assert said.out + said.err == ""
+    assert b"site-packages" not in (tmp_path / "m.onnx").read_bytes()  # nor any other folder of this machine
+    assert str(Path(__file__).parents[2]).encode() not in (tmp_path / "m.onnx").read_bytes()
 
 
 def test_a_window_of_one_multiple_is_free_all_the_same(tmp_path: Path) -> None:
