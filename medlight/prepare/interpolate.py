@@ -8,7 +8,7 @@ the number of threads or the size of the blocks. Grids that are turned against e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -98,21 +98,18 @@ class Parallel:
         nearest = np.clip(np.searchsorted(filled, np.arange(self.shape[axis])), 0, filled.size - 1)
         return low[nearest].astype(np.int64), high[nearest].astype(np.int64)
 
-    def move_rows(self, channel: Array, axis: int, start: int, rows: slice) -> Array:
-        """Interpolate the target's ``rows`` along an axis; what is beyond the source's edge is 0.
+    def move_box(self, channel: Array, starts: Sequence[int], box: Box) -> Array:
+        """Interpolate a box of the target; what is beyond the source's edge is 0.
 
-        channel: the part of the source from ``start`` on along that axis, which reaches as far as the rows need. The
-        values are those of `move` to the last bit.
+        channel: the part of the source from ``starts`` on, which reaches as far as the box needs. The values are those
+        of `move` to the last bit.
         """
         moved = channel.astype(np.float32)
-        for along in self.order:
-            matrix = self.matrices[along]
-            if along == axis:
-                matrix = matrix[rows, start : start + channel.shape[axis]]
-            moved = _along(matrix, moved, along)
-        for along, inside in enumerate(self.inside):
-            outside = ~(inside[rows] if along == axis else inside)
-            moved[(slice(None),) * along + (outside,)] = 0
+        for axis in self.order:
+            columns = slice(starts[axis], starts[axis] + channel.shape[axis])
+            moved = _along(self.matrices[axis][box[axis], columns], moved, axis)
+        for axis, inside in enumerate(self.inside):
+            moved[(slice(None),) * axis + (~inside[box[axis]],)] = 0
         return moved
 
     def clear(self, out: Array, value: Any) -> None:

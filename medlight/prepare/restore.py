@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -31,37 +31,59 @@ class SlabRestore:
             raise ValueError("the prepared grid is turned against the scan's")
         same = turned.shape == tuple(original_shape) and bend(to_index - np.eye(4), original_shape) < ROUNDING
         self._mover = None if same else Parallel(to_index, turned.shape, original_shape, (1, 1, 1))
-        if self._mover is not None:
-            self._low, self._high = self._mover.needs(self._axis)
+        self._needs = [self._mover.needs(axis) for axis in range(3)] if self._mover else []
+        if self._needs:
+            self._low, self._high = self._needs[self._axis]
         self._rows = shape[0]
         self._done = 0  # rows that came
         self._left = slice(0, original_shape[self._axis])  # rows that were not given yet
         self._held: Array | None = None
 
-    def add(self, slab: Array) -> Iterator[tuple[Box, Iterator[Array]]]:
+    def add(self, slab: Array, wanted: Callable[[Array], Array] | None = None) -> Iterator[tuple[Box, Iterator[Array]]]:
         """Take the next slab ``(L, i, J, K)``; give, if there is any, where in ``(I, J, K)`` and what, label by label.
 
-        Take all of it before the next slab comes.
+        wanted: of ``(L, i, j, k)`` says which of its voxels ``(i, j, k)`` matter; then a box is given that holds all
+        that is made of these, or nothing. Take all of it before the next slab comes.
         """
         turned = reorient(slab, self._affine, self._codes)[0]
         self._done += slab.shape[1]
         if self._mover is None:
             first = self._rows - self._done if self._back else self._done - slab.shape[1]
-            yield self._box(slice(first, first + slab.shape[1])), iter(turned)
+            part = _bounds(turned, wanted)
+            if part is not None:
+                shift = [first if axis == self._axis else 0 for axis in range(3)]
+                box = tuple(slice(s.start + n, s.stop + n) for s, n in zip(part, shift, strict=True))
+                yield box, iter(turned[(slice(None), *part)])
             return
         parts = [turned] if self._held is None else [turned, self._held] if self._back else [self._held, turned]
         held = np.concatenate(parts, axis=1 + self._axis)
         first = self._rows - self._done if self._back else self._done - held.shape[1 + self._axis]
         rows = self._ready()
         if rows.start < rows.stop:
-            mover, axis = self._mover, self._axis
-            yield self._box(rows), (mover.move_rows(channel, axis, first, rows) for channel in held)
+            yield from self._moved(held, first, rows, wanted)
         self._held = self._still_needed(held, first)
 
-    def _box(self, rows: slice) -> Box:
-        box = [slice(0, n) for n in self._shape]
-        box[self._axis] = rows
-        return tuple(box)
+    def _moved(
+        self, held: Array, first: int, rows: slice, wanted: Callable[[Array], Array] | None
+    ) -> Iterator[tuple[Box, Iterator[Array]]]:
+        """Interpolate ``rows`` of the scan's grid, as far as wanted voxels reach; ``held`` begins at row ``first``."""
+        mover = self._mover
+        part = _bounds(held, wanted)
+        if mover is None or part is None:
+            return
+        starts = [first if axis == self._axis else 0 for axis in range(3)]
+        box, source = [], []
+        for axis, (low, high) in enumerate(self._needs):
+            begin = int(np.searchsorted(high, part[axis].start + starts[axis], side="right"))
+            end = int(np.searchsorted(low, part[axis].stop + starts[axis], side="left"))
+            if axis == self._axis:
+                begin, end = max(begin, rows.start), min(end, rows.stop)
+            if begin >= end:
+                return
+            box.append(slice(begin, end))
+            source.append(slice(int(low[begin]) - starts[axis], int(high[end - 1]) - starts[axis]))
+        starts = [start + side.start for start, side in zip(starts, source, strict=True)]
+        yield tuple(box), (mover.move_box(channel[tuple(source)], starts, tuple(box)) for channel in held)
 
     def _ready(self) -> slice:
         """The rows that can be made of what came and were not given yet."""
@@ -84,3 +106,17 @@ class SlabRestore:
             kept = slice(min(int(self._low[self._left.start]), end) - first, None)
         part: Array = held[(slice(None),) * (1 + self._axis) + (kept,)]
         return part.copy()
+
+
+def _bounds(voxels: Array, wanted: Callable[[Array], Array] | None) -> Box | None:
+    """The box that holds all wanted voxels of ``(L, i, j, k)``; None where there are none."""
+    if wanted is None:
+        return tuple(slice(0, n) for n in voxels.shape[1:])
+    mask = wanted(voxels)
+    spans = []
+    for axis in range(3):
+        found = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not found.size:
+            return None
+        spans.append(slice(int(found[0]), int(found[-1]) + 1))
+    return tuple(spans)

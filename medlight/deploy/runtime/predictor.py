@@ -122,7 +122,7 @@ class Predictor:
     def _vote(self, back: SlabRestore, slab: Array, found: npt.NDArray[Any]) -> None:
         """Write the labels that win where a slab of probabilities ``(L, i, J, K)`` lies in the input's grid."""
         least = 0.5 if self.bundle.activation == "sigmoid" else 0.0
-        for box, scores in back.add(slab):
+        for box, scores in back.add(slab, self._in_doubt):
             best, winner = np.empty(0, np.float32), np.empty(0, found.dtype)
             for label, score in zip(self.bundle.labels, scores, strict=True):
                 if not best.size:  # laid out in memory as the scores are, which takes half the time
@@ -131,6 +131,19 @@ class Predictor:
                 np.copyto(winner, label.value, where=better)
                 np.copyto(best, score, where=better)
             found[box] = winner
+
+    def _in_doubt(self, probabilities: Array) -> npt.NDArray[np.bool_]:
+        """The voxels of ``(L, i, j, k)`` where some label but 0 may win, in themselves or between them and others.
+
+        Interpolation is a mean: between voxels that are 0 for certain there is nothing else.
+        """
+        if self.bundle.activation == "sigmoid":
+            found: npt.NDArray[np.bool_] = probabilities.max(axis=0) >= 0.49
+        elif self.bundle.labels[0].value == 0:
+            found = probabilities[0] <= 0.51
+        else:
+            found = np.ones(probabilities.shape[1:], bool)
+        return found
 
     def probability_map(self, prediction: Prediction, scan: Volume) -> Volume:
         """Return the probabilities on the input's own grid, one channel a label; of a clip, one a label and frame."""
