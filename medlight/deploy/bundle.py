@@ -33,6 +33,7 @@ class Model:
     precision: of its weights and sums: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
     dynamic_axes: names of the input's axes whose size is free (``batch``, ``i``, ``j``, ``k``).
     size_multiple: a free spatial size must be a multiple of this.
+    engine: of a TensorRT engine, what it was built with and for.
     """
 
     file: str
@@ -41,6 +42,7 @@ class Model:
     sha256: str
     dynamic_axes: list[str]
     size_multiple: int
+    engine: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:

@@ -119,6 +119,7 @@ class _Maker:
         self._graph = folder / "model.onnx"
         self.made: Exported = export_onnx(self._module, self._channels, self._window, self._graph)
         self.models: list[Model] = []
+        self._engines: dict[str, dict[str, Any]] = {}  # what each was built with, by file
 
     def add(self, target: str, precision: str) -> None:
         """Make the file of a model where it is not there, and list it."""
@@ -131,10 +132,10 @@ class _Maker:
                 file = self._graph
             case _:
                 file = self._onnx(precision)
-        axes, multiple = self.made.dynamic_axes, self.made.size_multiple
+        axes, multiple, engine = self.made.dynamic_axes, self.made.size_multiple, None
         if target == "tensorrt":
-            axes, multiple = ["batch"], 1
-        self.models.append(Model(file.name, RUNTIMES[target], precision, sha256(file), axes, multiple))
+            axes, multiple, engine = ["batch"], 1, self._engines[file.name]
+        self.models.append(Model(file.name, RUNTIMES[target], precision, sha256(file), axes, multiple, engine))
 
     def _onnx(self, precision: str) -> Path:
         file = self._folder / ("model.onnx" if precision == "fp32" else f"model_{precision}.onnx")
@@ -162,9 +163,13 @@ class _Maker:
     def _engine(self, precision: str) -> Path:
         """Build an engine for this machine's GPU, with one profile: the window, in batches of 1 to 4."""
         smallest, best, largest = ((batch, self._channels, *self._window) for batch in (1, 1, 4))
-        plan = tensorrt.build(self._onnx(precision), {"image": (smallest, best, largest)}, packages=("tensorrt",))
+        profiles = {"image": (smallest, best, largest)}
+        machine = tensorrt.Machine.here(("tensorrt",))
+        plan = tensorrt.build(self._onnx(precision), profiles, packages=("tensorrt",))
         file = self._folder / ("model.engine" if precision == "fp32" else f"model_{precision}.engine")
         file.write_bytes(plan)
+        tensorrt.write_report(plan, file.with_suffix(".layers.json"), ("tensorrt",))
+        self._engines[file.name] = tensorrt.EngineInfo.of(machine, profiles).to_dict()
         return file
 
     def _program(self) -> Path:

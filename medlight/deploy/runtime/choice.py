@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medlight.deploy.bundle import DESCRIPTION, Bundle, Model, sha256
-from medlight.deploy.runtime.session import Session, open_session
+from medlight.deploy.runtime.session import Session, cache, open_session
 from medlight.errors import MedlightError, UsageError
 from medlight.scans.files import replacing
 
@@ -36,7 +36,7 @@ def fastest(bundle: Bundle, threads: int | None = None) -> Session:
     threads = threads or len(os.sched_getaffinity(0))
     if len(there) == 1:
         return open_session(bundle, there[0], threads)
-    file = _cache() / f"{_key(bundle, there, threads)}.json"
+    file = cache("runtimes") / f"{_key(bundle, there, threads)}.json"
     times = _remembered(file)
     if times is None:
         times = _measure(bundle, there, threads)
@@ -108,10 +108,6 @@ def _remembered(file: Path) -> dict[str, float] | None:
     except (OSError, ValueError):
         return None
     return times if isinstance(times, dict) and times else None
-
-
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlight" / "runtimes"
 
 
 def _key(bundle: Bundle, models: list[Model], threads: int) -> str:

@@ -43,10 +43,28 @@ def open_session(bundle: Bundle, model: Model, threads: int | None = None) -> Se
 
             return TorchSession(file, model.precision, threads)
         case "tensorrt":
-            from medlight.deploy.tensorrt import EngineSession
-
-            return EngineSession(file.read_bytes())
+            return _engine(bundle, model)
     raise MedlightError(f"{file}: there is no runtime {model.runtime!r}; mend: update medlight")
+
+
+def _engine(bundle: Bundle, model: Model) -> Session:
+    """Load an engine, built again from the graph of its precision where it does not fit this machine."""
+    from medlight.deploy import tensorrt
+
+    file = bundle.root / model.file
+    if model.engine is None:
+        return tensorrt.EngineSession(file.read_bytes())
+    graph = bundle.root / bundle.model(f"onnxruntime-{model.precision}").file
+    info = tensorrt.EngineInfo.from_dict(model.engine)
+    engine, fitting = tensorrt.load_or_rebuild(graph, file, info, cache=cache("engines"))
+    session = tensorrt.EngineSession(engine, (fitting.info.package,))
+    session.reason += f" ({fitting.note})" if fitting.note else ""
+    return session
+
+
+def cache(name: str) -> Path:
+    """Return the folder of the user's cache for what this machine found out or built itself."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlight" / name
 
 
 class OnnxSession:
