@@ -18,7 +18,7 @@ from medlight.errors import MedlightError
 from medlight.prepare.normalise import Scaling, normaliser_from
 from medlight.prepare.preparation import Preparation, PreparedArrays
 from medlight.prepare.resample import restore
-from medlight.prepare.restore import SlabRestore
+from medlight.prepare.slab_restore import SlabRestore
 from medlight.scans.volume import Volume
 
 Array = npt.NDArray[np.float32]

@@ -14,7 +14,7 @@ from medlight.deploy.bundle import Bundle
 from medlight.deploy.runtime import Predictor
 from medlight.deploy.runtime.sliding import blended, gaussian_weights, sliding_window, window_starts
 from medlight.prepare.resample import restore
-from medlight.prepare.restore import SlabRestore
+from medlight.prepare.slab_restore import SlabRestore
 from medlight.scans import Volume, reorient
 from tests.deploy.runtime.bundles import Fake, bands, bundle
 
