@@ -22,7 +22,7 @@ class SlabRestore:
         turn = np.linalg.inv(affine) @ start
         self._axis = int(np.abs(turn[0, :3]).argmax())  # of the original, along which slabs come
         self._back = bool(turn[0, self._axis] < 0)
-        self._affine, self._codes, self._shape = affine, orientation(original_affine), original_shape
+        self._affine, self._codes = affine, orientation(original_affine)
         to_index = np.linalg.inv(start) @ original_affine
         skew = to_index.copy()
         skew[:3, 3] = 0
