@@ -6,6 +6,7 @@ from medlight.callbacks.checkpoint import Checkpoint
 from medlight.callbacks.freeze import Freeze
 from medlight.callbacks.images import ValidationImages
 from medlight.callbacks.pruning import Pruning
+from medlight.callbacks.quantization_aware import QuantizationAware
 from medlight.callbacks.run_record import RunRecord
 from medlight.callbacks.step_seed import StepSeed
 from medlight.callbacks.throughput import Throughput
@@ -16,6 +17,7 @@ __all__ = [
     "Checkpoint",
     "Freeze",
     "Pruning",
+    "QuantizationAware",
     "RunRecord",
     "StepSeed",
     "Throughput",

@@ -54,7 +54,8 @@ class Model:
 class Bundle:
     """A deployable model; the fields are the keys of ``bundle.json``.
 
-    data: the data's signature (spatial_dims, channels, labels, classes, preparation, normalise, patch_size).
+    data: the data's signature (spatial_dims, channels, labels, classes, preparation, normalise, patch_size; where the
+        training scans tell: modalities, and spacing_range in mm).
     activation: ``softmax`` or ``sigmoid``, inside the graph: models give probabilities.
     window: size in voxels of the prepared grid, overlap (0 to 1) and blending mode.
     normalise_in_graph: the graph takes the scanner's own values; otherwise the predictor normalises with the

@@ -1,4 +1,4 @@
-"""Quantisation-aware fine-tuning: training that feels the rounding of INT8, for where `quantise` alone loses too much.
+"""A network whose forward pass is rounded to INT8: for training that feels what quantisation will do to it.
 
 Weights and activations are rounded in the forward pass as the INT8 graph rounds them, and gradients pass as if they
 were not (straight-through; Jacob et al., CVPR 2018). What is trained stays a plain fp32 network with its own keys:
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -22,40 +21,6 @@ _FADING = 0.99  # of the largest activation seen, each step: ranges follow the w
 _TINY = 1e-12
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-class QuantizationAware(L.Callback):
-    """Rounds the task's network to INT8 in every forward pass of a fit; validation sees it rounded too.
-
-    Begin with trained weights (``model.init_args.pretrained``) and a learning rate of about a tenth of theirs; some
-    hundred steps do. Checkpoints hold plain fp32 weights.
-    """
-
-    def __init__(self) -> None:
-        self._rounded: Any = None
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to round."""
-        network = getattr(pl_module, "network", None)
-        if not isinstance(network, nn.Module):
-            raise UsageError(
-                f"trainer.callbacks: QuantizationAware: {type(pl_module).__name__} has no network to round"
-            )
-        self._rounded = rounded(network)
-        self._rounded.__enter__()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the network as it was; a fit that fails is not torn down."""
-        self._end()
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the network as it was, with the weights that it has learnt."""
-        self._end()
-
-    def _end(self) -> None:
-        if self._rounded is not None:
-            self._rounded.__exit__(None, None, None)
-            self._rounded = None
 
 
 @contextmanager

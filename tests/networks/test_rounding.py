@@ -14,9 +14,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from medlight import tasks
-from medlight.deploy.qat import QuantizationAware, fake_weight, rounded
+from medlight.callbacks import QuantizationAware
 from medlight.deploy.quantise import quantise
 from medlight.errors import UsageError
+from medlight.networks.rounding import fake_weight, rounded
 from medlight.tasks import SegmentationTask
 from tests.deploy import small_graphs
 from tests.deploy.test_quantise import run
