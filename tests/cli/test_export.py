@@ -91,6 +91,7 @@ def test_wrong_calls_are_refused(recorded: Recorded, capsys: pytest.CaptureFixtu
     Path("junk.ckpt").write_text("not a checkpoint")
     assert run("junk.ckpt", "--unchecked") == 1
     said = capsys.readouterr().err
-    for text in ("did you mean 'tiny'", "one of onnx, openvino, tensorrt, torch", "--threads -4: at least 1", "junk.ckpt: not a "):
+    targets = "one of onnx, openvino, tensorrt, torch"
+    for text in ("did you mean 'tiny'", targets, "--threads -4: at least 1", "junk.ckpt: not a "):
         assert text in said
     assert "weights_only" not in said
