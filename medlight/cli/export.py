@@ -210,15 +210,16 @@ def _show(args: argparse.Namespace, bundle: Bundle, before: Bundle | None) -> No
     from rich.table import Table
 
     figures = bundle.parity
-    cases = f"on {figures['cases']} validation cases" if "cases" in figures else "with nothing (--unchecked)"
+    compared = f"torch on {figures['cases']} validation cases" if "cases" in figures else "nothing (--unchecked)"
     columns = ["model", "file", "MB", "Gflop", "ms a window", "Dice", "largest difference", "judged by", "tolerance"]
-    table = Table(*columns, title=f"{bundle.root}: compared with torch {cases}", title_justify="left")
+    table = Table(*columns)
     rows = [*(_rows(before, args.threads, "before pruning: ") if before else []), *_rows(bundle, args.threads)]
     for row in rows:
         table.add_row(*row)
     console = Console(stderr=args.json == "-")
     if not console.is_terminal:
         console = Console(stderr=args.json == "-", width=180)
+    console.print(f"{bundle.root}: compared with {compared}", soft_wrap=True, highlight=False)
     console.print(table)
     model = bundle.models[0]
     sizes = f" (spatial sizes in multiples of {model.size_multiple})" if model.size_multiple > 1 else ""
