@@ -38,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", default="onnx", metavar="LIST", help="of onnx,openvino,tensorrt,torch (default: onnx)")
     parser.add_argument("--precision", default="fp32", metavar="LIST", help="of fp32,fp16,bf16,int8 (default: fp32)")
     parser.add_argument("--prune", type=float, metavar="RATIO", help="take out channels first and fine-tune: 0.5, say")
-    parser.add_argument("--cases", type=int, default=8, metavar="N", help="validation cases to compare on (default: 8)")
+    parser.add_argument(
+        "--cases", type=int, metavar="N", help="validation cases to compare on (default: 8, of whole images up to 500)"
+    )
     parser.add_argument("--data", type=Path, metavar="FILE", help="fit YAML whose data section gives the cases")
     parser.add_argument("--unchecked", action="store_true", help="write a bundle that was compared with nothing")
     parser.add_argument("--threads", type=int, metavar="N", help="of onnxruntime (default: one a CPU)")
@@ -58,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Export, compare, record; prints the figures."""
     from medlight.callbacks.export import available, registered, tags
     from medlight.cli.progress import bar
-    from medlight.deploy.export import check_targets, export
+    from medlight.deploy.export import CAN, check_targets, export
     from medlight.deploy.parity import ParityError
     from medlight.launch.fit import quiet
 
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     wanted, precision = ([name.strip() for name in text.split(",")] for text in (args.to, args.precision))
     check_targets(wanted, precision)
     check_threads(args.threads)
-    if args.cases < 1:
+    if args.cases is not None and args.cases < 1:
         raise UsageError(f"--cases {args.cases}: at least 1, or --unchecked")
     if args.prune is not None and not 0 < args.prune < 1:
         raise UsageError(f"--prune {args.prune}: a share of the channels; write a number between 0 and 1, as 0.5")
@@ -77,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
     targets, skipped = available(wanted)
     if skipped:
         _say(args, f"TensorRT is skipped: {skipped}")
+    absent = [f"{t}-{p}" for t in targets for p in precision if p not in CAN[t]]
+    if absent:
+        _say(args, f"not made, because they can't run it: {', '.join(absent)}")
     cases, training = _cases(args, subject, "int8" in precision)
     options: dict[str, Any] = {"cases": cases, "training": training, "threads": args.threads}
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +172,8 @@ def _cases(
         return None, training
     if not cases:
         raise UsageError(f"{source}: its split has no validation cases; mend: --data another file, or --unchecked")
-    return spread(cases, args.cases), training
+    default = 8 if data.signature()["labels"] else 500  # an AUROC over 8 images moves in steps of 1/16
+    return spread(cases, args.cases or default), training
 
 
 def _data(source: Path, stage: str) -> Any:

@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "torch": "torch"}
 CAN: dict[str, tuple[str, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
-    "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),  # fp16: most processors lack it, and OpenVINO takes bf16 without a word
     "tensorrt": ("fp32", "fp16", "int8"),  # bf16: TensorRT can't build 3D deconvolutions
     "torch": ("fp32", "bf16"),
 }
@@ -232,9 +232,11 @@ def _published(out: Path) -> Iterator[Path]:
     """Give a folder beside ``out`` that takes its place once the block is through; on an error nothing is left."""
     if out.exists() and not (out / DESCRIPTION).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out} is there and is no bundle; mend: name another place, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
-    folder.mkdir()
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"{out}: can't be written to ({error.strerror}); mend: give another OUT") from None
     try:
         yield folder
         if out.exists():

@@ -14,7 +14,7 @@ from medlight.errors import MedlightError, needs
 
 Array = npt.NDArray[np.float32]
 Provider = str | tuple[str, dict[str, str]]
-_HINTS = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}  # OpenVINO's own choice without AMX is slower
+_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}  # OpenVINO's own choice without AMX is slower
 
 
 class Session(Protocol):
