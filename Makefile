@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 STUDY := experiments/icbm152
 NAME := icbm152-$(shell date +%Y%m%d-%H%M%S)
 
-# Each folder of tests in a process of its own: after the runtimes' native libraries and many other tests, forking the
-# workers of a DataLoader ended the process by a segmentation fault. 5: a folder without such tests.
+# Each folder of tests has a process of its own, and each file of those that load several runtimes: with onnxruntime,
+# OpenVINO, TensorRT and torch in one process a later fork or build ended it by a segmentation fault. Code 5: a part
+# without such tests.
+PARTS := tests/test_*.py $(filter-out tests/deploy/,$(wildcard tests/*/)) tests/deploy/test_*.py tests/deploy/*/
 define tested
-@failed=; for part in tests/test_*.py tests/*/; do echo "$$part"; \
+@failed=; for part in $(PARTS); do echo "$$part"; \
 	$(BIN)/python -m pytest -m "$(1)" $$part; code=$$?; \
 	[ $$code = 0 ] || [ $$code = 5 ] || failed="$$failed $$part"; done; \
 	[ -z "$$failed" ] || { echo "failed:$$failed" >&2; exit 1; }
