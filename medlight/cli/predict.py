@@ -51,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probabilities", action="store_true", help="write NAME_probabilities.nii.gz too")
     parser.add_argument("--watch", action="store_true", help="IN is a drop folder: predict what comes to rest in it")
     parser.add_argument(
-        "--force", action="store_true", help="predict what does not fit the bundle, and keep a warning with the result"
+        "--force",
+        action="store_true",
+        help="predict what does not fit the bundle, mend gaps and tilt, and keep a warning with the result",
     )
     add_on(parser)
     parser.add_argument(

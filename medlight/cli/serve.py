@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--spool", type=Path, metavar="FOLDER", help="what is in hand (default: in the user's state)")
     parser.add_argument("--max-spool", default="50GiB", metavar="SIZE", help="of the spool (default: 50GiB)")
     add_on(parser)
-    parser.add_argument("--force", action="store_true", help="predict what does not fit the bundle, with a warning")
+    parser.add_argument("--force", action="store_true", help="predict what does not fit, mend gaps and tilt, and warn")
     parser.add_argument(
         "--runtime", metavar="NAME", help="run this model of the bundle, as openvino-int8 (default: the fastest here)"
     )

@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.inferers.utils import sliding_window_inference
 
-from medlight.deploy.runtime.sliding import gaussian_weights, sliding_window, window_starts
+from medlight.deploy.runtime.sliding import blended, gaussian_weights, joined, window_starts
+
+
+def sliding_window(image, window, model, **options):
+    """The whole of what comes slab by slab."""
+    return joined(blended(image, window, model, **options), image.shape[1:])
 
 
 def monai_windows(image: np.ndarray, window: list[int], network, batch: int, overlap: float = 0.5) -> np.ndarray:

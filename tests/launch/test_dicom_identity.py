@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_a_whole_life_leaves_no_name(workdir: Path, capsys: pytest.CaptureFixtur
     assert main(["export", run, "bundle", "--cases", "2", "--threads", "1"]) == 0
     printed = capsys.readouterr()
     source = workdir / "images" / f"{FOLDER} 0"
-    assert main(["predict", "bundle", str(source), "out", "--threads", "1"]) == 0
+    assert main(["predict", "bundle", str(source), "out", "--format", "nifti", "--threads", "1"]) == 0
     capsys.readouterr()
     runs = contents(workdir / "mlruns")
     assert len(runs) > 20
@@ -128,6 +129,19 @@ def test_a_whole_life_leaves_no_name(workdir: Path, capsys: pytest.CaptureFixtur
     assert b"mended" in record
     predicted = read(next((workdir / "out").glob("case-*.nii.gz")))
     np.testing.assert_allclose(predicted.affine, fake_dicom.truth(GRID)[1], atol=1e-4)
+    assert main(["predict", "bundle", str(source), "filed", "--threads", "1"]) == 0
+    assert_filed_with_its_patient(contents(workdir / "filed"))
+
+
+def assert_filed_with_its_patient(written: list[tuple[str, bytes]]) -> None:
+    """A DICOM-SEG holds its source's Patient, General Study and Frame of Reference modules (PS3.3 A.51), no more."""
+    assert_nameless("what stands beside a DICOM-SEG", [each for each in written if not each[0].endswith(".dcm")])
+    (content,) = [content for name, content in written if name.endswith(".dcm")]
+    seg = pydicom.dcmread(io.BytesIO(content))
+    holding = {each.keyword for each in seg.iterall() if each.VR != "SQ" and WORD in str(each.value)}
+    assert {"PatientName", "PatientID", "AccessionNumber"} <= holding
+    more = {"ReferringPhysicianName", "StudyID", "PositionReferenceIndicator"}
+    assert holding <= {"PatientName", "PatientID", "AccessionNumber"} | more
 
 
 def test_a_failure_names_no_one(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,29 +35,6 @@ def gaussian_weights(window: Sequence[int], sigma_scale: float = 0.125) -> Array
     return np.maximum(weights, max(float(weights.min()), 1e-3), dtype=np.float32)
 
 
-def sliding_window(
-    image: Array,
-    window: Sequence[int],
-    model: Model,
-    *,
-    overlap: float = 0.5,
-    batch: int = 1,
-    pad_value: Sequence[float] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Array:
-    """Run a model over an image of any size in overlapping windows and blend the outputs.
-
-    image: ``(C, I, J)`` or ``(C, I, J, K)`` float32; padded on both sides with ``pad_value`` (one a channel, 0 by
-        default) where it is smaller than the window.
-    model: ``(B, C, *window)`` to ``(B, L, *window)``, B at most ``batch``.
-    progress: called with the windows done and their total.
-
-    Returns ``(L, I, J)`` or ``(L, I, J, K)`` float32.
-    """
-    slabs = blended(image, window, model, overlap=overlap, batch=batch, pad_value=pad_value, progress=progress)
-    return joined(slabs, image.shape[1:])
-
-
 def joined(slabs: Iterable[Array], shape: Sequence[int]) -> Array:
     """Lay slabs ``(L, i, ...)`` behind each other: ``(L, *shape)``."""
     whole: Array | None = None
@@ -81,10 +58,16 @@ def blended(
     pad_value: Sequence[float] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Array]:
-    """Give what `sliding_window` returns as slabs ``(L, i, J)`` or ``(L, i, J, K)``, one after the other along I.
+    """Run a model over an image of any size in overlapping windows; give the blended outputs as slabs along I.
 
-    A slab comes as soon as no window that is left reaches it, so that the sums are never longer than a window. It is
-    a view of them: use it before the next one is taken.
+    image: ``(C, I, J)`` or ``(C, I, J, K)`` float32; padded on both sides with ``pad_value`` (one a channel, 0 by
+        default) where it is smaller than the window.
+    model: ``(B, C, *window)`` to ``(B, L, *window)``, B at most ``batch``.
+    progress: called with the windows done and their total.
+
+    Slabs are ``(L, i, J)`` or ``(L, i, J, K)`` float32, see `joined`. One comes as soon as no window that is left
+    reaches it, so that the sums are never longer than a window. It is a view of them: use it before the next one is
+    taken.
     """
     padded, inside = _pad(image, window, pad_value or [0.0] * image.shape[0])
     places = list(_windows(padded.shape[1:], window, overlap))

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.runtime import Predictor
-from medlight.deploy.runtime.sliding import blended, gaussian_weights, sliding_window, window_starts
+from medlight.deploy.runtime.sliding import blended, gaussian_weights, window_starts
 from medlight.prepare.resample import restore
 from medlight.prepare.slab_restore import SlabRestore
 from medlight.scans import Volume, reorient
 from tests.deploy.runtime.bundles import Fake, bands, bundle
+from tests.deploy.test_sliding import sliding_window
 
 CODES = ["".join(c) for p in itertools.permutations(("RL", "AP", "SI")) for c in itertools.product(*p)]
 
