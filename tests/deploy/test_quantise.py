@@ -23,6 +23,7 @@ from torch import nn
 from medlight.deploy import qdq, tensorrt
 from medlight.deploy.onnx_export import export_onnx
 from medlight.deploy.quantise import layers, quantise, quantise_within, sensitive_layers
+from medlight.deploy.runtime.session import OpenVinoSession
 from medlight.errors import MedlightError, UsageError
 from tests.deploy import small_graphs
 
@@ -189,6 +190,16 @@ def test_openvino_is_right_behind_a_concat(tmp_path: Path, between: tuple[str, .
     exact = run(tmp_path / "int8.onnx", patches[1], exact=True)
     for found in (run_openvino(tmp_path / "int8.onnx", patches[1]), run(tmp_path / "int8.onnx", patches[1])):
         assert np.abs(found - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_the_next_run_leaves_a_result_alone(exported) -> None:
+    file, shape = exported
+    session = OpenVinoSession(file, "fp32", 1)
+    first, second = batches(shape, 2)
+    found = session(first)
+    kept = found.copy()
+    session(second)
+    np.testing.assert_array_equal(found, kept)
 
 
 def test_openvino_still_needs_the_clip_behind_a_concat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

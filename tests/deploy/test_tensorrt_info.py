@@ -14,7 +14,8 @@ from torch import nn
 
 from medlight.deploy import tensorrt
 from medlight.deploy.onnx_export import export_onnx
-from medlight.deploy.tensorrt import EngineInfo, Machine, ProviderSession
+from medlight.deploy.runtime.session import OnnxSession
+from medlight.deploy.tensorrt import EngineInfo, Machine
 from medlight.errors import MedlightError
 
 PROFILE = {"image": ((1, 1, 8, 8), (1, 1, 16, 16), (2, 1, 24, 24))}
@@ -88,12 +89,12 @@ def test_without_a_gpu_there_is_no_engine_to_load(onnx_file: Path, tmp_path: Pat
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("provider", ["tensorrt", "cuda"])
 def test_a_provider_that_is_not_there_is_said(
-    provider, onnx_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    onnx_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(MedlightError, match=r"has no \w+ExecutionProvider here \(it has CPUExecutionProvider.*; mend"):
-        ProviderSession(onnx_file, provider, cache=tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(MedlightError, match=r"has no TensorRT here \(it has CPUExecutionProvider.*; mend"):
+        OnnxSession(onnx_file, 1, tensorrt="fp32")
     said = capfd.readouterr()
     assert said.out + said.err == ""
 
@@ -112,9 +113,10 @@ def test_an_engine_of_another_gpu_is_built_again_and_runs(onnx_file: Path, tmp_p
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("provider", ["tensorrt", "cuda"])
-def test_providers_give_what_the_cpu_gives(provider, onnx_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tensorrt", "said"), [("fp32", "with TensorRT"), (None, "on CUDA")])
+def test_providers_give_what_the_cpu_gives(tensorrt, said, onnx_file: Path) -> None:
     image = np.random.default_rng(0).normal(size=(1, 1, 16, 16)).astype(np.float32)
     expected = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"]).run(None, {"image": image})
-    session = ProviderSession(onnx_file, provider, cache=tmp_path)
+    session = OnnxSession(onnx_file, 1, tensorrt)
+    assert said in session.reason
     np.testing.assert_allclose(session(image), expected[0], atol=1e-4)

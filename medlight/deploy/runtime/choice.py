@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -29,7 +30,7 @@ def fastest(bundle: Bundle, threads: int | None = None) -> Session:
 
     Raises UsageError where none of the runtimes is installed, MedlightError where no model loads.
     """
-    there = [model for model in bundle.models if installed(model.runtime)]
+    there = [model for model in runnable(bundle) if installed(model.runtime)]
     if not there:
         extras = ", ".join(sorted({model.runtime for model in bundle.models}))
         raise UsageError(f"{bundle.root} runs in {extras}, and none is installed; mend: pip install 'medlight[onnx]'")
@@ -54,20 +55,32 @@ def chosen(bundle: Bundle, wanted: str, threads: int | None = None) -> Session:
 
     Raises UsageError that names the models there are where there is no such one.
     """
-    model = bundle.model(wanted)
+    ways = (model for model in runnable(bundle) if wanted in (model.name, model.runtime))
+    model = next(ways, None) or bundle.model(wanted)
     session = open_session(bundle, model, threads)
     session.reason += f"; {model.precision}, as asked for"
     return session
 
 
+def runnable(bundle: Bundle) -> list[Model]:
+    """Return the bundle's models, and its ONNX graphs a second time for onnxruntime's own TensorRT."""
+    graphs = [model for model in bundle.models if model.runtime == "onnxruntime"]
+    return [*bundle.models, *(dataclasses.replace(model, runtime="onnxruntime-tensorrt") for model in graphs)]
+
+
 def installed(runtime: str) -> bool:
     """Return whether a runtime's package is there (it may still not run: TensorRT needs a GPU)."""
-    return importlib.util.find_spec(runtime) is not None
+    package, _, provider = runtime.partition("-")
+    if importlib.util.find_spec(package) is None or not provider:
+        return importlib.util.find_spec(package) is not None
+    import onnxruntime
+
+    return "TensorrtExecutionProvider" in onnxruntime.get_available_providers()
 
 
 def seconds_a_window(bundle: Bundle, threads: int | None = None) -> dict[str, float]:
     """Return the best time of a window on this machine, by model; those whose runtime is not installed are left out."""
-    there = [model for model in bundle.models if installed(model.runtime)]
+    there = [model for model in runnable(bundle) if installed(model.runtime)]
     return _measure(bundle, there, threads or len(os.sched_getaffinity(0)))
 
 

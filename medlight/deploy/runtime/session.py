@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ from medlight.errors import MedlightError, needs
 
 Array = npt.NDArray[np.float32]
 Provider = str | tuple[str, dict[str, str]]
+_CUDA: Provider = ("CUDAExecutionProvider", {"use_tf32": "0"})  # TF32 would move probabilities by 1e-3
+_TENSORRT = "TensorrtExecutionProvider"
 _HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}  # OpenVINO's own choice without AMX is slower
 
 
@@ -36,6 +39,8 @@ def open_session(bundle: Bundle, model: Model, threads: int | None = None) -> Se
     match model.runtime:
         case "onnxruntime":
             return OnnxSession(file, threads)
+        case "onnxruntime-tensorrt":
+            return OnnxSession(file, threads, tensorrt=model.precision)
         case "openvino":
             return OpenVinoSession(file, model.precision, threads)
         case "torch":
@@ -68,13 +73,19 @@ def cache(name: str) -> Path:
 
 
 class OnnxSession:
-    """An ONNX model in onnxruntime, on the GPU where onnxruntime really gets one, else on the CPU.
+    """An ONNX model in onnxruntime: on CUDA where onnxruntime really gets it, else on the CPU; or by its TensorRT.
 
     reason: one line that says which runtime runs and why.
     """
 
-    def __init__(self, file: Path, threads: int) -> None:
-        """Load the model; UsageError where onnxruntime is absent, MedlightError where the file does not load."""
+    def __init__(self, file: Path, threads: int, tensorrt: str | None = None) -> None:
+        """Load the model.
+
+        tensorrt: the graph's precision, where onnxruntime's TensorRT provider is to run it and nothing else.
+
+        Raises UsageError where onnxruntime is absent, MedlightError where the file does not load or TensorRT was
+        asked for and did not come: onnxruntime passes over a provider that does not load and says nothing.
+        """
         try:
             import onnxruntime
         except ImportError:
@@ -83,12 +94,20 @@ class OnnxSession:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.use_deterministic_compute = True
         options.log_severity_level = 4
-        wanted = _providers(onnxruntime.get_available_providers())
+        wanted = _tensorrt(tensorrt) if tensorrt else _providers(onnxruntime.get_available_providers())
         try:
-            self._session = onnxruntime.InferenceSession(file, options, providers=wanted)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the session's real providers are looked at below
+                self._session = onnxruntime.InferenceSession(file, options, providers=wanted)
         except Exception as error:  # onnxruntime has an exception class for each of its status codes
             raise MedlightError(f"{file} does not load in onnxruntime: {' '.join(str(error).split())[:300]}") from None
-        self.reason = _reason(onnxruntime.__version__, self._session.get_providers(), len(wanted) > 1, threads)
+        real = self._session.get_providers()
+        if tensorrt and _TENSORRT not in real:
+            raise MedlightError(
+                f"onnxruntime {onnxruntime.__version__} has no TensorRT here (it has {', '.join(real)}); mend: "
+                "pip install 'medlight[gpu]' in place of [onnx], with NVIDIA's libraries, or another --runtime"
+            )
+        self.reason = _reason(onnxruntime.__version__, real, len(wanted) > 1, threads)
 
     def __call__(self, image: Array) -> Array:
         """Run ``(B, C, ...)`` through the model; returns probabilities ``(B, L, ...)`` or ``(B, L)``."""
@@ -127,18 +146,31 @@ class OpenVinoSession:
             model = self._core.read_model(self._file)
             model.reshape({"image": list(image.shape)})
             self._compiled[image.shape] = self._core.compile_model(model, "CPU", self._options)
-        found = self._compiled[image.shape]([np.ascontiguousarray(image)])[0]
-        return np.array(found, dtype=np.float32)  # a copy: OpenVINO writes the next result to the same memory
+        # share_outputs: else the next run writes to the memory of this one's result.
+        found = self._compiled[image.shape]([np.ascontiguousarray(image)], share_outputs=False)[0]
+        return np.asarray(found, dtype=np.float32)
 
 
 def _providers(available: list[str]) -> list[Provider]:
     """Return what to ask for; ``available`` is what was compiled in, not what this machine can load."""
-    cuda: list[Provider] = [("CUDAExecutionProvider", {"use_tf32": "0"})]  # TF32 would move probabilities by 1e-3
-    return [*(cuda if "CUDAExecutionProvider" in available else []), "CPUExecutionProvider"]
+    return [*([_CUDA] if _CUDA[0] in available else []), "CPUExecutionProvider"]
+
+
+def _tensorrt(precision: str) -> list[Provider]:
+    """Ask for TensorRT, with engines and timings kept in the user's cache: a build takes minutes."""
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")  # the provider has no option for it
+    place = cache("engines")
+    place.mkdir(parents=True, exist_ok=True)
+    options = {f"trt_{name}_enable": str(int(precision == name)) for name in ("fp16", "int8")}
+    for kept in ("engine", "timing"):
+        options |= {f"trt_{kept}_cache_enable": "1", f"trt_{kept}_cache_path": os.fspath(place)}
+    return [(_TENSORRT, options), _CUDA, "CPUExecutionProvider"]
 
 
 def _reason(version: str, real: list[Any], asked_cuda: bool, threads: int) -> str:
     """Say where the model runs; only the session's own list tells (a missing GPU is passed over in silence)."""
+    if _TENSORRT in real:
+        return f"onnxruntime {version} with TensorRT"
     if "CUDAExecutionProvider" in real:
         return f"onnxruntime {version} on CUDA"
     why = "CUDA did not load" if asked_cuda else "this onnxruntime has no CUDA"

@@ -10,7 +10,6 @@ from medlight.deploy.tensorrt.build import GIB, Profile, Shape, build
 from medlight.deploy.tensorrt.engine import Engine, EngineSession, write_report
 from medlight.deploy.tensorrt.info import EngineInfo, Fitting, Machine, fitting, load_or_rebuild
 from medlight.deploy.tensorrt.package import Package, find, unavailable
-from medlight.deploy.tensorrt.providers import ProviderSession
 
 __all__ = [
     "GIB",
@@ -21,7 +20,6 @@ __all__ = [
     "Machine",
     "Package",
     "Profile",
-    "ProviderSession",
     "Shape",
     "build",
     "find",
