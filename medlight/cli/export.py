@@ -151,7 +151,7 @@ def _cases(
     args: argparse.Namespace, subject: _Subject, calibrated: bool
 ) -> tuple[list[Case] | None, Sequence[PreparedCase]]:
     """Return validation cases to compare on and training cases to calibrate on, of the run or of the file named."""
-    from medlight.callbacks.export import spread
+    from medlight.callbacks.export import compared
 
     source = args.data
     if source is None and subject.run_id:
@@ -172,8 +172,7 @@ def _cases(
         return None, training
     if not cases:
         raise UsageError(f"{source}: its split has no validation cases; mend: --data another file, or --unchecked")
-    default = 8 if data.signature()["labels"] else 500  # an AUROC over 8 images moves in steps of 1/16
-    return spread(cases, args.cases or default), training
+    return compared(cases, args.cases, "segmentation" if data.signature()["labels"] else "classification"), training
 
 
 def _data(source: Path, stage: str) -> Any:

@@ -64,8 +64,20 @@ def _fit(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:
         _show(result.metrics)
     if result.best_checkpoint:
         print(f"best checkpoint: {result.best_checkpoint}")
+    _show_export(result.run_id)
     write_json(args.json, {"run_id": result.run_id, "state": result.state, "metrics": result.metrics})
     return 0
+
+
+def _show_export(run_id: str) -> None:
+    """Say what became of the export, where a callback made one."""
+    from medlight.tracking import store
+
+    tags = store.find_run(run_id).data.tags
+    if "medlight.model" in tags:
+        print(f"exported: {tags['medlight.model']} (medlight predict {run_id} IN OUT)")
+    elif "medlight.export" in tags:
+        print(f"export: {tags['medlight.export']}")
 
 
 def _evaluate(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int:

@@ -66,17 +66,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict every scan; a bad one is named and does not stop the others. Returns 1 if there was one."""
     from medlight.deploy.runtime.batch import Batch
-    from medlight.deploy.runtime.studies import Asked, items_of
+    from medlight.deploy.runtime.studies import Asked, items_of, passed_over
+    from medlight.scans.files import apart
 
     say = sys.stderr if args.json == "-" else sys.stdout
     check_threads(args.threads)
     ready(args.json)
     bundle = bundle_of(args.model)
+    apart(bundle.root, args.out)
     clip = bundle.data["preparation"].get("frames") == "clip"  # a film's label maps are several
     asked = Asked(args.out, args.truth, args.format or ("nifti" if clip else None))
     if args.watch:
         return _watch(args, asked, bundle, say)
     items = items_of(args.source, asked)
+    missed = passed_over(args.source)
+    if missed:
+        print(
+            f"passed over: {len(missed)} scans in sub-folders, as {missed[0]}; mend: name their folder, or a manifest",
+            file=sys.stderr,
+        )
     folder = _folder(args.out, items[0].output)
     batch = Batch(_predictor(args, bundle, say), folder, args.probabilities, args.force)
     from medlight.cli.progress import bar

@@ -127,8 +127,15 @@ def _check(args: argparse.Namespace) -> None:
     for port, name in ((args.http, "--http"), (args.dicom, "--dicom")):
         if port is not None and not 0 <= port < 65536:
             raise UsageError(f"{name} {port}: choose a port from 1024 to 65535")
-    if args.queue < 0 or args.quiet < 0:
-        raise UsageError("--queue and --quiet: at least 0")
+    for name, number in (("--queue", args.queue), ("--quiet", args.quiet)):
+        if number < 0:
+            raise UsageError(f"{name} {number:g}: at least 0")
+    given = {"--dicom": args.dicom, "--http": args.http}
+    needing = {"--send-to": "--dicom", "--allow-aet": "--dicom", "--spool": "--dicom"}
+    needing |= {"--token-file": "--http", "--allow-host": "--http"}
+    for name, door in needing.items():
+        if getattr(args, name[2:].replace("-", "_")) and given[door] is None:
+            raise UsageError(f"{name}: is for {door}, which is not given; add {door} PORT, or leave {name} out")
     args.max_upload, args.max_spool = (
         size_of("--max-upload", args.max_upload),
         size_of("--max-spool", args.max_spool),

@@ -50,10 +50,11 @@ def check_targets(to: Sequence[str], precision: Sequence[str] = ("fp32",)) -> No
     """Raise UsageError for a target or a precision that does not exist, or that no target can run."""
     for name in to:
         if name not in get_args(Target):
-            raise UsageError(f"--to {name}: no such target; mend: one of {', '.join(get_args(Target))}")
+            raise UsageError(f"--to {name or repr('')}: no such target; mend: one of {', '.join(get_args(Target))}")
     for name in precision:
         if name not in get_args(Precision):
-            raise UsageError(f"--precision {name}: no such precision; mend: one of {', '.join(get_args(Precision))}")
+            there = ", ".join(get_args(Precision))
+            raise UsageError(f"--precision {name or repr('')}: no such precision; mend: one of {there}")
         if not any(name in CAN[target] for target in to):
             able = " or ".join(target for target, names in CAN.items() if name in names)
             raise UsageError(f"--precision {name}: {', '.join(to)} can't run it; mend: add {able} to --to")

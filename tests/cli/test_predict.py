@@ -157,7 +157,19 @@ def test_inputs_are_never_overwritten(bundle: str, scans: Path, capsys: pytest.C
     assert run(bundle, scans / "images", scans / "images") == 2
     assert run(bundle, scans / "images", scans / "labels", "--truth", scans / "labels") == 2
     assert "would be overwritten; mend" in capsys.readouterr().err
+    assert run(bundle, scans / "images", Path(bundle) / "out") == 2
+    assert "lies in" in capsys.readouterr().err
+    assert not (Path(bundle) / "out").exists()
     assert (scans / "images" / "case_00.nii.gz").read_bytes() == before
+
+
+def test_volumes_in_sub_folders_are_not_passed_over_in_silence(
+    bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scans / "images" / "more").mkdir()
+    (scans / "images" / "case_02.nii.gz").rename(scans / "images" / "more" / "case_02.nii.gz")
+    assert run(bundle, scans / "images", tmp_path / "out") == 0
+    assert "passed over: 1 scans in sub-folders, as" in capsys.readouterr().err
 
 
 def test_one_scan_to_one_file(bundle: str, scans: Path, tmp_path: Path) -> None:

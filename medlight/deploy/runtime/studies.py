@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from medlight.scans.dicom.frames import Stack
 
 _MANIFESTS = (".csv", ".json")
+_VOLUMES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ def items_of(source: Path, asked: Asked) -> list[Item]:
         raise UsageError(f"{source}: {KINDS}")
     _check_apart(list(found.values()))
     return list(found.values())
+
+
+def passed_over(source: Path) -> list[Path]:
+    """The volumes in sub-folders of a folder: `items_of` looks for DICOM alone there, for the others may be labels."""
+    inside = source.glob("*/**/*") if source.is_dir() else ()
+    return sorted(path for path in inside if path.name.lower().endswith(_VOLUMES) and path.is_file())
 
 
 def as_item(name: str, source: Source, asked: Asked) -> Item:

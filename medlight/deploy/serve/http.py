@@ -145,8 +145,9 @@ def _sent(made: Answer) -> Response:
 
 
 def _reason(error: MedlightError, folder: str) -> str:
-    """What an error says, with no path of this machine."""
-    return re.sub(r"[^\s:]*/(?=upload\d)", "", plain(str(error), folder))
+    """What an error says, with no path of this machine, and whose options it names."""
+    said = re.sub(r"[^\s:]*/(?=upload\d)", "", plain(str(error), folder))
+    return re.sub(r"(?<![\w-])(?=--(?:on|force)\b)", "the server's ", said)
 
 
 def _json(status: int, content: dict[str, Any], headers: dict[str, str] | None = None) -> Response:

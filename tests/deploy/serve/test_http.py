@@ -272,7 +272,7 @@ def test_scans_that_do_not_fit_are_refused_with_a_reason_and_no_identity(
     file.write_bytes(file.read_bytes()[:-99])
     folders = {
         fake_dicom.write(two, tmp_path / "Jane two"): "holds 2 volumes",
-        fake_dicom.write(gap, tmp_path / "Jane gap"): "gap",
+        fake_dicom.write(gap, tmp_path / "Jane gap"): "the server's --on gap=",
         fake_dicom.write([fake_dicom.report()], tmp_path / "Jane report"): "",
         cut: "",
     }
