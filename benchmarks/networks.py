@@ -55,6 +55,8 @@ NOTES = """
 strides divide. Where a spatial size is fixed the predictor's windows have just that size, so whole scans of any size
 can be predicted all the same. *onnxruntime, openvino, fp16, int8*: largest difference of a probability from torch's.
 *engine*: built by TensorRT for RTX for SM86, SM89 and SM120 on a machine without a GPU; none was run.
+*ms*: with one thread torch does not take oneDNN's convolutions for windows this small, so its times say little of
+larger ones; README.md has those of a 96^3 window.
 """
 
 
