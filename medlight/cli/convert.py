@@ -189,13 +189,12 @@ def _make(out: Path) -> None:
 
 def _segmentation(args: argparse.Namespace) -> int:
     """Write one label map as a DICOM-SEG."""
-    import numpy as np
-
     from medlight.cli.output import write_json
     from medlight.prepare import Label
     from medlight.scans import read
     from medlight.scans.dicom_seg import write_seg
     from medlight.scans.files import apart
+    from medlight.scans.values import values_of
 
     if args.out.suffix.lower() != ".dcm":
         raise UsageError(f"{args.out}: a DICOM-SEG is one file; call it .dcm")
@@ -206,7 +205,7 @@ def _segmentation(args: argparse.Namespace) -> int:
         if not _is_ours(args.out):
             raise UsageError(f"{args.out}: is there, and no DICOM-SEG of medlight; mend: give another OUT or remove it")
     mask = _label_map(read(args.source, indices=True), args.source)
-    values = [int(value) for value in np.unique(mask.array) if value]
+    values = [int(value) for value in values_of(mask.array) if value]
     write_seg(mask, args.like, args.out, [Label(value, f"label {value}") for value in values])
     if args.json != "-":
         print(f"{args.out}: {len(values)} segment{'s' if len(values) != 1 else ''}")

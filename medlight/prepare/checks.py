@@ -11,10 +11,10 @@ import numpy.typing as npt
 from medlight.errors import CaseError
 from medlight.prepare.case import ArrayItem, Case, FileRef, FrameItem, Label
 from medlight.prepare.interpolate import Shape
-from medlight.prepare.voxels import values_of
 from medlight.scans import Volume, orientation
 from medlight.scans.files import shown
 from medlight.scans.orientation import Affine
+from medlight.scans.values import values_of
 
 _SAME_GRID = 0.05  # of the smallest voxel: more than rounding in a header, less than anything that matters
 _LARGEST = int(np.iinfo(np.uint16).max)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage, sparse
 
 from medlight.scans.orientation import Affine
+from medlight.scans.values import values_of
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, int]
@@ -268,11 +269,7 @@ def _along(matrix: Any, channel: Array, axis: int) -> Array:
 
 def _values(labels: Array) -> list[int]:
     """The values of a label map other than 0."""
-    if labels.dtype.kind == "u" and labels.dtype.itemsize <= 2:
-        found = np.flatnonzero(np.bincount(labels.reshape(-1)))
-    else:
-        found = np.unique(labels)
-    return [int(value) for value in found if value]
+    return [int(value) for value in values_of(labels) if value]
 
 
 def _boxes(labels: Array) -> list[tuple[int, Box]]:

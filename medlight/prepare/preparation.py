@@ -17,9 +17,10 @@ from medlight.prepare.interpolate import Shape
 from medlight.prepare.reading import colours, read_label_ref, read_ref
 from medlight.prepare.resample import spaced_grid, to_grid
 from medlight.prepare.statistics import statistics
-from medlight.prepare.voxels import foreground, values_of
+from medlight.prepare.voxels import foreground
 from medlight.scans import Volume, reorient
 from medlight.scans.orientation import Affine
+from medlight.scans.values import values_of
 
 if TYPE_CHECKING:
     from medlight.scans.dicom.mend import Mends

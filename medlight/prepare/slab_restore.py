@@ -9,6 +9,8 @@ import numpy as np
 from medlight.prepare.interpolate import ROUNDING, Array, Box, Parallel, Shape, bend
 from medlight.scans.orientation import Affine, orientation, reorient
 
+_VOXELS = 2**20  # brought back together: memory for so few is used again, where that for many is cleared each time
+
 
 class SlabRestore:
     """Takes probabilities in slabs along the prepared grid's first axis, and gives slabs of the scan's own grid.
@@ -72,7 +74,7 @@ class SlabRestore:
         if mover is None or part is None:
             return
         starts = [first if axis == self._axis else 0 for axis in range(3)]
-        box, source = [], []
+        box = []
         for axis, (low, high) in enumerate(self._needs):
             begin = int(np.searchsorted(high, part[axis].start + starts[axis], side="right"))
             end = int(np.searchsorted(low, part[axis].stop + starts[axis], side="left"))
@@ -81,9 +83,20 @@ class SlabRestore:
             if begin >= end:
                 return
             box.append(slice(begin, end))
-            source.append(slice(int(low[begin]) - starts[axis], int(high[end - 1]) - starts[axis]))
-        starts = [start + side.start for start, side in zip(starts, source, strict=True)]
-        yield tuple(box), (mover.move_box(channel[tuple(source)], starts, tuple(box)) for channel in held)
+        along = box[self._axis]
+        area = int(np.prod([side.stop - side.start for axis, side in enumerate(box) if axis != self._axis]))
+        step = max(1, _VOXELS // area)
+        for begin in range(along.start, along.stop, step):
+            box[self._axis] = slice(begin, min(begin + step, along.stop))
+            yield tuple(box), self._scores(mover, held, starts, tuple(box))
+
+    def _scores(self, mover: Parallel, held: Array, starts: list[int], box: Box) -> Iterator[Array]:
+        """Interpolate a box of the scan's grid, label by label; ``held`` begins at ``starts``."""
+        source = []
+        for (low, high), side, start in zip(self._needs, box, starts, strict=True):
+            source.append(slice(int(low[side.start]) - start, int(high[side.stop - 1]) - start))
+        begins = [start + side.start for start, side in zip(starts, source, strict=True)]
+        return (mover.move_box(channel[tuple(source)], begins, box) for channel in held)
 
     def _ready(self) -> slice:
         """The rows that can be made of what came and were not given yet."""

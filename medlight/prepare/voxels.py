@@ -13,12 +13,6 @@ FOREGROUND_LIMIT = 10_000  # voxels kept for each label: enough to draw patches 
 Voxels = npt.NDArray[np.int32]
 
 
-def values_of(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the sorted values of an array of numbers of any type, each once."""
-    flat = array.ravel(order="K")  # no copy, whichever axis is the fastest
-    return np.unique(np.concatenate([np.unique(flat[start : start + SLAB]) for start in range(0, flat.size, SLAB)]))
-
-
 def foreground(label: npt.NDArray[Any]) -> tuple[dict[int, Voxels], dict[int, int]]:
     """Voxel indices ``(N, 3)`` of each value other than 0, thinned to a fixed number, and how many there were.
 

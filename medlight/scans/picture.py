@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from medlight.prepare.case import Label
+from medlight.scans.values import values_of
 
 Style = Literal["fill", "outline"]
 Overlay = tuple[npt.NDArray[np.integer[Any]], Style]
@@ -74,7 +75,7 @@ def panel(
     if image.ndim != 3 or any(overlay.shape != image.shape for overlay, _ in overlays):
         shapes = [image.shape, *(overlay.shape for overlay, _ in overlays)]
         raise ValueError(f"a picture needs one (I, J, K) image and label maps of the same shape, got {shapes}")
-    values = sorted({int(v) for overlay, _ in overlays for v in np.unique(overlay)} - {0})
+    values = sorted({int(v) for overlay, _ in overlays for v in values_of(overlay)} - {0})
     colours = colours_of(values, labels)
     at = _middle(image.shape, overlays)
     views = [_FLAT] if image.shape[2] == 1 else [_AXIAL, _CORONAL, _SAGITTAL]

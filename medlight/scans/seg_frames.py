@@ -15,6 +15,7 @@ from medlight.scans.dicom.decode import naming
 from medlight.scans.dicom.frames import Place
 from medlight.scans.dicom.items import code_of, first_of, items_of
 from medlight.scans.regions import Array, Grid, Piece, Plane, Points, Region, Seat, seat
+from medlight.scans.values import values_of
 
 THINNEST = 1e-4  # mm: no scanner's voxel is as small
 _FARTHEST, _NOT_UNIT = 1e6, 1e-2  # mm, and how far a direction's length may be from 1
@@ -126,7 +127,7 @@ class SegmentFrames:
         """Tell a frame's segments apart, and turn stored numbers into what they mean."""
         if number is None:
             known = {region.number for region in self.regions}
-            for value in np.unique(stored).tolist():
+            for value in values_of(stored).tolist():
                 if value not in known and value not in self.background:
                     raise MedlightError(f"{self.file}: has the value {value}, which is no segment; {_AGAIN}")
                 if value in wanted:

@@ -16,6 +16,7 @@ from medlight.errors import MedlightError
 from medlight.scans.files import replacing, shown
 from medlight.scans.orientation import Affine, orientation, reorient
 from medlight.scans.regions import Grid
+from medlight.scans.values import values_of
 from medlight.scans.volume import Volume
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def label_fault(array: Array) -> str:
     low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
     if low < 0 or high > np.iinfo(np.uint16).max:
         return f"a segmentation is written from values of 0 to 65535; {low if low < 0 else high} is no label"
-    count = int(np.count_nonzero(np.unique(array)))
+    count = int(np.count_nonzero(values_of(array)))
     line = array[0].ravel(order="K")
     is_image = count > _MOST_LABELS or (count > _FEW_LABELS and np.mean(line[1:] == line[:-1]) < _ALIKE)
     return f"{count} different values are an image's, not a label map's; give the mask" if is_image else ""
@@ -317,7 +318,7 @@ def _described(array: Array, labels: Sequence[Label]) -> dict[int, Label]:
     from medlight.prepare.case import Label
 
     named = {label.value: label for label in labels}
-    values = sorted({*named, *np.unique(array).tolist()} - {0}) or [1]
+    values = sorted({*named, *values_of(array).tolist()} - {0}) or [1]
     return {value: named.get(value) or Label(value, f"label {value}") for value in values}
 
 

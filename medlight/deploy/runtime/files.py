@@ -24,6 +24,7 @@ from medlight.scans.labels import read_label
 from medlight.scans.picture import Overlay, panel
 from medlight.scans.read import format_of
 from medlight.scans.seg_writing import write_seg
+from medlight.scans.values import values_of
 
 
 def predict_item(
@@ -144,7 +145,7 @@ def _truth(file: Path, scan: Volume, frames: int, predictor: Predictor) -> npt.N
     if grids_apart(scan.affine, truth.affine, scan.shape) > 0.05 * min(scan.spacing):
         raise MedlightError(f"{shown(file)}: lies elsewhere than the scan (another affine); resample it to the scan")
     known = {0, *(label.value for label in predictor.bundle.labels)}
-    unknown = set(np.unique(truth.array).tolist()) - known
+    unknown = set(values_of(truth.array).tolist()) - known
     if unknown:
         raise MedlightError(f"{shown(file)}: has the value {min(unknown):g}, which the bundle's labels don't list")
     return truth.array.astype(np.int64)

@@ -110,6 +110,5 @@ def key_of(predictor: Predictor, item: Item, probabilities: bool, force: bool) -
     mends = predictor.preparation.mends
     parts += [json.dumps(mends.to_dict(), sort_keys=True)] if mends else []
     parts += ["forced"] if force else []
-    parts += [predictor.asked_for] if predictor.asked_for else []
     parts += [predictor.asked] if predictor.asked else []  # of the bundle's models none is better, unless one is named
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

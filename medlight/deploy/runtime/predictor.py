@@ -68,7 +68,6 @@ class Predictor:
         )
         self.asked = model  # None: whichever is the fastest
         self._batch = batch
-        self.asked_for = model
         self.preparation = Preparation(**self.bundle.data["preparation"])
         self._normalisers = [normaliser_from(spec) for spec in self.bundle.data["normalise"]]
         self.runtime = self._session.reason
