@@ -216,7 +216,8 @@ def _show(args: argparse.Namespace, bundle: Bundle, before: Bundle | None) -> No
 
     figures = bundle.parity
     compared = f"torch on {figures['cases']} validation cases" if "cases" in figures else "nothing (--unchecked)"
-    columns = ["model", "file", "MB", "Gflop", "ms a window", "Dice", "largest difference", "judged by", "tolerance"]
+    score = "Dice" if bundle.task == "segmentation" else "AUROC"
+    columns = ["model", "file", "MB", "Gflop", "ms a window", score, "largest difference", "judged by", "tolerance"]
     table = Table(*columns)
     rows = [*(_rows(before, args.threads, "before pruning: ") if before else []), *_rows(bundle, args.threads)]
     for row in rows:
@@ -250,11 +251,12 @@ def _rows(bundle: Bundle, threads: int | None, prefix: str = "") -> list[list[st
 def _figures(figures: dict[str, Any]) -> list[str]:
     if "max_abs_diff" not in figures:
         return ["-"] * 4
-    dice = "-" if figures["dice"] is None else f"{figures['dice']['bundle']:.4f}"
+    scores = figures["dice"] or figures.get("auroc")
+    score = f"{scores['bundle']:.4f}" if scores else "-"
     judged, apart = "probabilities", figures["max_abs_diff"]
     if figures["precision"] != "fp32":
         judged, apart = figures["score"], figures["score_diff"]
-    return [dice, f"{figures['max_abs_diff']:.1e}", f"{judged} {apart:.1e}", f"{figures['tolerance']:g}"]
+    return [score, f"{figures['max_abs_diff']:.1e}", f"{judged} {apart:.1e}", f"{figures['tolerance']:g}"]
 
 
 def _say(args: argparse.Namespace, line: str) -> None:

@@ -93,7 +93,8 @@ def compare(
     Returns the figures of each model (plain values, for parity.json) and the id of the case it does worst on. Figures:
     runtime, precision, tolerance, passed, cases (how many), max_abs_diff, mean_abs_diff (of probabilities),
     label_agreement (share of voxels or cases), score and score_diff (see `_score`), dice_diff (the largest of a case)
-    and dice (the means of torch and of the model; both None without labels), worst_case, per_case.
+    and dice (the means of torch and of the model; both None without labels), auroc (the same over the classes; None for
+    segmentation, or where no class has cases on both sides), worst_case, per_case.
     """
     rows: dict[str, list[CaseParity]] = {name: [] for name in predictors}
     for number, case in enumerate(cases):
@@ -127,6 +128,7 @@ def _figures(precision: str, rows: list[CaseParity], worst: int) -> Figures:
         "score_diff": apart,
         "dice_diff": max(differences) if differences else None,
         "dice": _mean_dice(rows),
+        "auroc": _means(_aurocs(rows)),
         "worst_case": rows[worst].case,
         "per_case": [row.written() for row in rows],
     }
@@ -134,7 +136,12 @@ def _figures(precision: str, rows: list[CaseParity], worst: int) -> Figures:
 
 def _mean_dice(rows: list[CaseParity]) -> dict[str, float] | None:
     """Return the mean Dice of torch and of the bundle over the labelled cases; None without labels."""
-    pairs = [(r.dice_torch, r.dice_bundle) for r in rows if r.dice_torch is not None and r.dice_bundle is not None]
+    return _means(
+        [(r.dice_torch, r.dice_bundle) for r in rows if r.dice_torch is not None and r.dice_bundle is not None]
+    )
+
+
+def _means(pairs: list[tuple[float, float]]) -> dict[str, float] | None:
     if not pairs:
         return None
     of_torch, of_bundle = np.mean(pairs, axis=0)
@@ -153,13 +160,13 @@ def _score(rows: list[CaseParity]) -> tuple[str, float]:
     maps = [row.dice_maps for row in rows if row.dice_maps is not None]
     if maps:
         return "agreement", float(1 - np.mean(maps))
-    if (found := _auroc_diff(rows)) is not None:
-        return "auroc", found
+    if found := _aurocs(rows):
+        return "auroc", max(abs(one - other) for one, other in found)
     return "probability", float(np.mean([row.mean_abs_diff for row in rows]))
 
 
-def _auroc_diff(rows: list[CaseParity]) -> float | None:
-    """Return the largest difference of a class' AUROC; None where no class has cases on both sides."""
+def _aurocs(rows: list[CaseParity]) -> list[tuple[float, float]]:
+    """Return each class' AUROC by torch and by the model; classes without cases on both sides are left out."""
     import torch
     from torchmetrics.functional.classification import binary_auroc
 
@@ -170,8 +177,8 @@ def _auroc_diff(rows: list[CaseParity]) -> float | None:
         if len(set(truth)) == 2:
             both = [[row.by_torch[index] for row in known], [row.by_bundle[index] for row in known]]
             one, other = (float(binary_auroc(torch.tensor(scores), torch.tensor(truth))) for scores in both)
-            found.append(abs(one - other))
-    return max(found) if found else None
+            found.append((one, other))
+    return found
 
 
 def describe(figures: Figures, worst: str) -> str:
