@@ -27,7 +27,7 @@ example:
 Every model is compared with torch on whole validation cases, each path from the input file on. Where one is outside
 its tolerance nothing is written and the exit code is 1: fp32 1e-4 of any probability; fp16 and bf16 0.002, int8 0.005
 of the mean Dice (classification: AUROC). INT8 is calibrated on training patches. --prune takes channels out of the
-network and fits it once more by the run's own recipe, as a run of its own; the table shows both.
+network and fits it once more by the run's own recipe, as a run of its own; the table shows each step.
 RUN may be a sweep: its best trial is taken."""
 
 
@@ -85,9 +85,11 @@ def run(args: argparse.Namespace) -> int:
     cases, training = _cases(args, subject, "int8" in precision)
     options: dict[str, Any] = {"cases": cases, "training": training, "threads": args.threads}
     with tempfile.TemporaryDirectory() as folder:
-        before = None
+        steps: dict[str, Bundle] = {}
         if args.prune is not None:
-            before = export(subject.checkpoint, Path(folder) / "before", **options)
+            steps["before pruning: "] = export(subject.checkpoint, Path(folder) / "before", **options)
+            untuned = _without_channels(subject.checkpoint, args.prune, Path(folder) / "untuned.ckpt")
+            steps["before fine-tuning: "] = export(untuned, Path(folder) / "untuned", **options)
             subject = _pruned(args, subject)
         out = args.out or Path(f"{subject.name}-bundle")
         options |= {"to": targets, "precision": precision, "run_id": subject.run_id}
@@ -103,8 +105,22 @@ def run(args: argparse.Namespace) -> int:
             address = registered(bundle, subject.run_id)
             _record(subject, {"medlight.model": address}, {})
             _say(args, f"registered: {address}")
-        _show(args, bundle, before)
+        _show(args, bundle, steps)
     return 0
+
+
+def _without_channels(checkpoint: Path, ratio: float, out: Path) -> Path:
+    """Write a checkpoint of the pruned network as it is before the fit that mends it."""
+    import torch
+
+    from medlight import tasks
+    from medlight.tasks.checkpoint import read
+
+    content, task = read(checkpoint), tasks.load(checkpoint)
+    task.prune(ratio)
+    task.on_save_checkpoint(content)
+    torch.save({**content, "state_dict": task.state_dict()}, out)
+    return out
 
 
 def _pruned(args: argparse.Namespace, subject: _Subject) -> _Subject:
@@ -209,8 +225,8 @@ def _record(subject: _Subject, tags: dict[str, str], figures: dict[str, Any], bu
             client.set_tag(subject.run_id, name, value)
 
 
-def _show(args: argparse.Namespace, bundle: Bundle, before: Bundle | None) -> None:
-    """Print what each model costs and says, the network before it was pruned first, if it was."""
+def _show(args: argparse.Namespace, bundle: Bundle, steps: dict[str, Bundle]) -> None:
+    """Print what each model costs and says. steps: towards the bundle, by what is written before their models."""
     from rich.console import Console
     from rich.table import Table
 
@@ -219,8 +235,8 @@ def _show(args: argparse.Namespace, bundle: Bundle, before: Bundle | None) -> No
     score = "Dice" if bundle.task == "segmentation" else "AUROC"
     columns = ["model", "file", "MB", "Gflop", "ms a window", score, "largest difference", "judged by", "tolerance"]
     table = Table(*columns)
-    rows = [*(_rows(before, args.threads, "before pruning: ") if before else []), *_rows(bundle, args.threads)]
-    for row in rows:
+    rows = [row for prefix, step in steps.items() for row in _rows(step, args.threads, prefix)]
+    for row in [*rows, *_rows(bundle, args.threads)]:
         table.add_row(*row)
     console = Console(stderr=args.json == "-")
     if not console.is_terminal:

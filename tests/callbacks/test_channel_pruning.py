@@ -71,6 +71,7 @@ def test_export_prunes_and_shows_both(recorded: Recorded, capsys: pytest.Capture
     assert main(["export", recorded.run_id, "out", *words]) == 0
     said = capsys.readouterr().out
     assert "before pruning: onnxruntime-fp32" in said
+    assert "before fine-tuning: onnxruntime-fp32" in said
     assert "openvino-int8" in said
     bundle = Bundle.load(Path("out"))
     assert bundle.network["pruned"] == 0.5
