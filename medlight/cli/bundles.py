@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from medlight.deploy.bundle import Bundle
 
 HELP = "a bundle folder, or a run (or sweep) that was exported"
+_THREADS = 64  # may be asked for on any machine
 
 
 def bundle_of(text: str) -> Bundle:
@@ -42,3 +44,6 @@ def check_threads(count: int | None) -> None:
     """Raise UsageError for a number of threads that can't be."""
     if count is not None and count < 1:
         raise UsageError(f"--threads {count}: at least 1; leave it out for one a CPU")
+    most = max(os.cpu_count() or 1, _THREADS)  # a runtime takes memory for each: thousands take all there is
+    if count is not None and count > most:
+        raise UsageError(f"--threads {count}: at most {most}; leave it out for one a CPU")

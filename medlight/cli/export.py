@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         _say(args, f"TensorRT is skipped: {skipped}")
     absent = [f"{t}-{p}" for t in targets for p in precision if p not in CAN[t]]
     if absent:
-        _say(args, f"not made, because they can't run it: {', '.join(absent)}")
+        _say(args, f"not made, for the runtime has no such precision: {', '.join(absent)}")
     cases, training = _cases(args, subject, "int8" in precision)
     options: dict[str, Any] = {"cases": cases, "training": training, "threads": args.threads}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
             steps["before fine-tuning: "] = export(untuned, Path(folder) / "untuned", **options)
             subject = _pruned(args, subject)
         out = args.out or Path(f"{subject.name}-bundle")
+        replaced = (out / "bundle.json").is_file()
         options |= {"to": targets, "precision": precision, "run_id": subject.run_id}
         try:
             with bar("comparing with torch", len(cases or ())) as progress:
@@ -100,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
             if not isinstance(error, UsageError):
                 _record(subject, {"medlight.export": "failed"}, error.figures if isinstance(error, ParityError) else {})
             raise
+        if replaced:
+            _say(args, f"{out}: replaces the bundle that was there")
         _record(subject, tags(bundle, skipped), bundle.parity, bundle.root)
         if subject.run_id and bundle.checked:
             address = registered(bundle, subject.run_id)

@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict every scan; a bad one is named and does not stop the others. Returns 1 if there was one."""
     from medlight.deploy.runtime.batch import Batch
-    from medlight.deploy.runtime.studies import Asked, items_of, passed_over
+    from medlight.deploy.runtime.studies import Asked, is_dicom, items_of, passed_over
     from medlight.scans.files import apart
 
     say = sys.stderr if args.json == "-" else sys.stdout
@@ -76,24 +76,36 @@ def run(args: argparse.Namespace) -> int:
     apart(bundle.root, args.out)
     clip = bundle.data["preparation"].get("frames") == "clip"  # a film's label maps are several
     asked = Asked(args.out, args.truth, args.format or ("nifti" if clip else None))
+    if bundle.task == "classification":
+        _check_classification(args, asked)
     if args.watch:
         return _watch(args, asked, bundle, say)
     items = items_of(args.source, asked)
-    missed = passed_over(args.source)
+    missed = passed_over(args.source, items)
     if missed:
-        print(
-            f"passed over: {len(missed)} scans in sub-folders, as {missed[0]}; mend: name their folder, or a manifest",
-            file=sys.stderr,
-        )
+        print(f"passed over: {len(missed)} files, as {missed[0]}; mend: name them, or a manifest", file=sys.stderr)
+    if not bundle.data.get("modalities") and any(is_dicom(item) for item in items):
+        print("modality not checked: the bundle was trained on scans that tell none", file=sys.stderr)
     folder = _folder(args.out, items[0].output)
     batch = Batch(_predictor(args, bundle, say), folder, args.probabilities, args.force)
     from medlight.cli.progress import bar
 
     with bar("predicting", len(items)) as progress:
         batch.run(items, progress)
+    if not asked.one_file:
+        batch.summarise()
     _show(args, batch, say)
     write_json(args.json, batch.content)
     return 1 if batch.failed or any("not_compared" in result for result in batch.results) else 0
+
+
+def _check_classification(args: argparse.Namespace, asked: Asked) -> None:
+    """Refuse what only label maps have."""
+    if asked.one_file:
+        raise UsageError(f"{args.out}: a classification writes no label map; mend: name a folder")
+    for name in ("probabilities", "truth", "format"):
+        if getattr(args, name):
+            raise UsageError(f"--{name}: is for label maps, and this bundle is for classification; leave it out")
 
 
 def _predictor(args: argparse.Namespace, bundle: Bundle, say: Any) -> Predictor:

@@ -92,7 +92,10 @@ def run(args: argparse.Namespace) -> None:
         raise UsageError(f"--dicom: sends DICOM-SEGs, and this bundle is for {bundle.task}; use --http")
     from medlight.deploy.runtime import Predictor
     from medlight.deploy.serve.turns import Turns
+    from medlight.scans.files import apart
 
+    if args.spool:
+        apart(bundle.root, args.spool)
     warnings.simplefilter("ignore")  # libraries quote what they stumble over: patients' names
     end = threading.Event()
 

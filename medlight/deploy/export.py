@@ -50,11 +50,12 @@ def check_targets(to: Sequence[str], precision: Sequence[str] = ("fp32",)) -> No
     """Raise UsageError for a target or a precision that does not exist, or that no target can run."""
     for name in to:
         if name not in get_args(Target):
-            raise UsageError(f"--to {name or repr('')}: no such target; mend: one of {', '.join(get_args(Target))}")
+            there = ", ".join(get_args(Target))
+            raise UsageError(f"--to {name or 'has an empty name'}: no such target; mend: one of {there}")
     for name in precision:
         if name not in get_args(Precision):
             there = ", ".join(get_args(Precision))
-            raise UsageError(f"--precision {name or repr('')}: no such precision; mend: one of {there}")
+            raise UsageError(f"--precision {name or 'has an empty name'}: no such precision; mend: one of {there}")
         if not any(name in CAN[target] for target in to):
             able = " or ".join(target for target, names in CAN.items() if name in names)
             raise UsageError(f"--precision {name}: {', '.join(to)} can't run it; mend: add {able} to --to")
@@ -214,11 +215,18 @@ def _checked(
     for name, of_model in figures.items():
         if not of_model["passed"]:
             raise ParityError(
-                f"the exported {name} is not the trained network: {describe(of_model, worst[name])}; "
-                f"tolerance {of_model['tolerance']:g}; nothing was written",
+                f"the exported {name} differs from the trained network: {describe(of_model, worst[name])}; "
+                f"tolerance {of_model['tolerance']:g}; nothing was written{_MEND.get(of_model['precision'], '')}",
                 found,
             )
     return found
+
+
+_MEND = {
+    "fp16": "; mend: leave fp16 out",
+    "bf16": "; mend: leave bf16 out",
+    "int8": "; mend: leave int8 out, compare on more cases, or fine-tune with medlight.callbacks.QuantizationAware",
+}
 
 
 def _summary(figures: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +28,25 @@ def apart(source: Path, out: Path) -> None:
 
 
 def nameless(text: str, path: Path, member: str = "") -> str:
-    """Take the file that a message names out of it, for what is kept: file names may be patients'."""
-    for name in (f"{shown(path)}:{member}", f"{path}:{member}", shown(path), str(path), path.name, member):
-        text = text.replace(name, "") if name else text
+    """Take the file that a message names out of it, for what is kept: file names may be patients'.
+
+    A name that may as well be a word or a number of the message (``gap``, ``10``, ``CT``) is taken from its beginning
+    alone, where messages have it.
+    """
+    names = dict.fromkeys((f"{shown(path)}:{member}", f"{path}:{member}", shown(path), str(path), path.name, member))
+    begun = False
+    for name in filter(None, names):
+        first = re.match(rf"{re.escape(name)}(?=:| \()", text)
+        if first and not begun:
+            text, begun = text[first.end() :].lstrip(": "), True
+        if _telling(name):
+            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "", text)
     return " ".join(text.split()).lstrip(": ")
+
+
+def _telling(name: str) -> bool:
+    plain = name.islower() or name.isdigit()
+    return "/" in name or len(name) >= 6 or (len(name) >= 4 and not plain)
 
 
 @contextmanager

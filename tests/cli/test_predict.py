@@ -169,14 +169,15 @@ def test_volumes_in_sub_folders_are_not_passed_over_in_silence(
     (scans / "images" / "more").mkdir()
     (scans / "images" / "case_02.nii.gz").rename(scans / "images" / "more" / "case_02.nii.gz")
     assert run(bundle, scans / "images", tmp_path / "out") == 0
-    assert "passed over: 1 scans in sub-folders, as" in capsys.readouterr().err
+    assert "passed over: 1 files, as" in capsys.readouterr().err
+    assert run(bundle, scans, tmp_path / "none") == 2
+    assert "no scan here" in (said := capsys.readouterr().err)
+    assert "lie in sub-folders" in said
 
 
 def test_one_scan_to_one_file(bundle: str, scans: Path, tmp_path: Path) -> None:
     assert run(bundle, scans / "images" / "case_00.nii.gz", tmp_path / "deep" / "seg.nii.gz") == 0
-    assert {f.name for f in (tmp_path / "deep").iterdir()} == {
-        *("seg.nii.gz", "seg.png", "predictions.json", "summary.json", "summary.csv")
-    }
+    assert {f.name for f in (tmp_path / "deep").iterdir()} == {*("seg.nii.gz", "seg.png", "predictions.json")}
     assert run(bundle, scans / "images", tmp_path / "seg.nii.gz") == 2
 
 
@@ -214,13 +215,15 @@ def test_an_out_that_takes_no_files_is_refused(
     assert (tmp_path / "taken").read_text() == "thesis"
 
 
-def test_threads_below_one_are_refused(
+def test_threads_that_can_not_be_are_refused(
     bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["predict", bundle, str(scans / "images"), str(tmp_path / "out"), "--threads"]
     for count in ("-4", "0"):
         assert main([*words, count]) == 2
         assert f"--threads {count}: at least 1" in capsys.readouterr().err
+    assert main([*words, "100000"]) == 2
+    assert "--threads 100000: at most" in capsys.readouterr().err
 
 
 def test_a_bundle_without_a_comparison_says_so_and_is_run(
@@ -280,6 +283,32 @@ def test_classification_prints_probabilities(tmp_path: Path, capsys: pytest.Capt
     chances = json.loads(said.out)["cases"][0]["probabilities"]
     assert sum(chances.values()) == pytest.approx(1)
     assert "onnxruntime" in said.err
+    for words in (["x.nii.gz"], ["out", "--probabilities"], ["out", "--truth", "labels"]):
+        assert run(bundle.root, tmp_path / "a.nii.gz", *words) == 2
+        assert "classification" in capsys.readouterr().err
+
+
+def test_an_empty_scan_is_refused(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_nifti(Volume(np.zeros((1, 20, 22, 12), np.int16), np.diag([1, 1, 2.5, 1])), tmp_path / "empty.nii.gz")
+    assert run(bundle, tmp_path / "empty.nii.gz", tmp_path / "out") == 1
+    assert "one value everywhere" in capsys.readouterr().err
+    assert run(bundle, tmp_path / "empty.nii.gz", tmp_path / "out", "--force") == 0
+    assert "one value everywhere" in capsys.readouterr().err
+
+
+def test_what_another_model_wrote_does_not_stay_beside(bundle: str, scans: Path, tmp_path: Path) -> None:
+    scan, out = scans / "images" / "case_00.nii.gz", tmp_path / "out"
+    assert run(bundle, scan, out, "--probabilities") == 0
+    assert (out / "case_00_probabilities.nii.gz").is_file()
+    assert run(bundle, scan, out) == 0
+    assert not (out / "case_00_probabilities.nii.gz").exists()
+
+
+def test_what_is_no_scan_is_said(bundle: str, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (4, 4)).save(scans / "images" / "shown.png")
+    (scans / "images" / "notes.txt").write_text("notes")
+    assert run(bundle, scans / "images", tmp_path / "out") == 0
+    assert "passed over: 2 files, as" in capsys.readouterr().err
 
 
 def test_the_command_imports_no_torch(bundle: str, scans: Path, tmp_path: Path) -> None:

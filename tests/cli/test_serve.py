@@ -57,6 +57,12 @@ def test_wrong_calls_are_refused(
     assert error.count("\n") == 1
 
 
+def test_no_patients_come_into_the_bundle(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--dicom", "0", "--send-to", "PACS@127.0.0.1:104", "--spool", str(bundle / "spool")]
+    assert main(["serve", str(bundle), *words]) == 2
+    assert "never written to" in capsys.readouterr().err
+
+
 def test_a_port_that_is_taken(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

@@ -36,7 +36,7 @@ class Batch:
         self._journal = Journal(self.folder)
 
     def run(self, items: Sequence[Item], progress: Callable[[float, float], None] = lambda done, total: None) -> None:
-        """Predict items and write the summary; ``progress`` is called with the items done and their total."""
+        """Predict items; ``progress`` is called with the items done and their total."""
         for number, item in enumerate(items):
 
             def within(done: int, total: int, start: int = number) -> None:
@@ -44,7 +44,6 @@ class Batch:
 
             self.add(item, within)
             progress(number + 1, len(items))
-        self.summarise()
 
     def add(self, item: Item, progress: Callable[[int, int], None] | None = None) -> Result | None:
         """Predict one item; returns its result, None where it failed."""

@@ -93,11 +93,11 @@ def read_source(source: Source, mends: Mends | None = None) -> Volume:
 
 
 def named(source: Source) -> str:
-    """What a scan is called for a person: the file or the folder that it lies in."""
+    """What a scan is called for a person: the file, or the folder or zip that it lies in."""
     if isinstance(source, Path):
         return shown(source)
     place = source.frames[0].place
-    return f"{place.title if len({f.place for f in source.frames}) == 1 else shown(place.path.parent)} ({source.id})"
+    return f"{place.title if len({f.place for f in source.frames}) == 1 else shown(place.home)} ({source.id})"
 
 
 def _mends(predictor: Predictor, force: bool) -> Mends | None:

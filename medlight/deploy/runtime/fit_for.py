@@ -16,7 +16,7 @@ FAR = 2.0  # times the largest training voxel, or less than the smallest one div
 
 
 def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[str, Volume]) -> list[str]:
-    """Say in one clause each what is new to a bundle in a scan: its modality, its voxel size, that it is one slice.
+    """Say in one clause each what is new to a bundle in a scan: modality, voxel size, one slice, an empty scan.
 
     data: the bundle's data signature; what it does not tell (older bundles, scans of formats without a modality) is
     passed over.
@@ -26,6 +26,9 @@ def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[st
     new = [name for name in modalities(scans.values()) if name not in trained]
     if trained and new:
         found.append(f"is {' and '.join(new)}, but the bundle was trained on {' and '.join(sorted(trained))}")
+    blank = [name for name, scan in scans.items() if scan.array.size and scan.array.min() == scan.array.max()]
+    if blank:
+        found.append(f"{' and '.join(blank)} has one value everywhere, so there is nothing to see in it")
     single = all(scan.shape[2] == 1 for scan in scans.values())
     if data["spatial_dims"] == 3 and single and not preparation.clip_frames(dict(scans)):
         found.append("is a single slice, but the bundle was trained on volumes")

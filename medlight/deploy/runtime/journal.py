@@ -60,7 +60,7 @@ class Item:
             places = dict.fromkeys(frame.place for frame in source.frames)
             for place in places:
                 error = nameless(error, place.path, place.member)
-            for folder in dict.fromkeys(place.path.parent for place in places):
+            for folder in dict.fromkeys(place.home for place in places):
                 error = nameless(error, folder)
         return error
 
@@ -87,8 +87,10 @@ class Journal:
         return dict(entry["result"]) if there else None
 
     def add(self, item: Item, key: str, files: Sequence[Path], result: Result) -> None:
-        """Write down a finished case."""
+        """Write down a finished case; what an earlier prediction left besides is of another model, and goes."""
         names = [file.name for file in files]
+        for stale in set(self._entries.get(item.name, {}).get("files", ())) - set(names):
+            (self._file.parent / stale).unlink(missing_ok=True)
         self._entries[item.name] = {"key": key, "files": names, "result": result}
         with replacing(self._file) as temporary:
             temporary.write_text(json.dumps(self._entries, indent=1) + "\n")

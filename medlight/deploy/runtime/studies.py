@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,14 +67,27 @@ def items_of(source: Path, asked: Asked) -> list[Item]:
             raise UsageError(f"{both} have the same name, so would their outputs; mend: rename one")
         found[item.name] = item
     if not found:
-        raise UsageError(f"{source}: {KINDS}")
+        inside = nested(source)
+        deeper = f"; {len(inside)} lie in sub-folders, as {inside[0]}" if inside else ""
+        raise UsageError(f"{source}: {KINDS}{deeper}")
     _check_apart(list(found.values()))
     return list(found.values())
 
 
-def passed_over(source: Path) -> list[Path]:
-    """The volumes in sub-folders of a folder: `items_of` looks for DICOM alone there, for the others may be labels."""
-    inside = source.glob("*/**/*") if source.is_dir() else ()
+def passed_over(source: Path, items: Sequence[Item]) -> list[Path]:
+    """The files that a folder of scans holds besides: what is no scan, pictures beside volumes, and volumes further in.
+
+    In sub-folders `items_of` looks for DICOM alone, for the others may be labels.
+    """
+    used = {image for item in items for image in item.images.values() if isinstance(image, Path)}
+    beside = source.iterdir() if any(image.parent == source for image in used) else ()
+    inside = (path for path in nested(source) if not any(path.is_relative_to(image) for image in used))
+    return sorted({path for path in (*beside, *inside) if path.is_file() and path not in used and path.name[0] != "."})
+
+
+def nested(folder: Path) -> list[Path]:
+    """The volumes that are not DICOM in the sub-folders of a folder."""
+    inside = folder.glob("*/**/*") if folder.is_dir() else ()
     return sorted(path for path in inside if path.name.lower().endswith(_VOLUMES) and path.is_file())
 
 
@@ -93,15 +106,16 @@ def _item(entry: _Input, asked: Asked, others: Container[str]) -> Item:
 
 def _form(entry: _Input, asked: Asked) -> Form:
     wanted = asked.one_file or asked.form
-    if wanted == "dicom-seg" and not _is_dicom(entry):
+    if wanted == "dicom-seg" and not is_dicom(entry):
         raise UsageError(
             f"{entry.name}: a DICOM-SEG refers to DICOM images, and this scan is none; mend: --format nifti, or an OUT "
             "that is a folder or a .nii.gz"
         )
-    return wanted or ("dicom-seg" if _is_dicom(entry) else "nifti")
+    return wanted or ("dicom-seg" if is_dicom(entry) else "nifti")
 
 
-def _is_dicom(entry: _Input) -> bool:
+def is_dicom(entry: _Input | Item) -> bool:
+    """Whether a scan's first contrast is DICOM."""
     source = next(iter(entry.images.values()))
     return not isinstance(source, Path) or format_of(source) == "dicom"
 
@@ -111,7 +125,7 @@ def _nameless(entry: _Input, others: Container[str]) -> str:
 
     The name of a DICOM folder is a patient's as a rule: it is shown in the terminal and stored nowhere.
     """
-    if entry.listed or not _is_dicom(entry):
+    if entry.listed or not is_dicom(entry):
         return entry.name
     name = f"case-{sha256([[contrast, content_of(image)] for contrast, image in entry.images.items()])[:10]}"
     copies = (f"{name}+{number}" for number in itertools.count(1))
@@ -214,5 +228,5 @@ def _check_apart(items: list[Item]) -> None:
 
 
 def _where(source: Source) -> Path:
-    """The file of a scan, or the folder that its stack lies in."""
-    return source if isinstance(source, Path) else source.frames[0].place.path.parent
+    """The file of a scan, or the folder or zip that its stack lies in."""
+    return source if isinstance(source, Path) else source.frames[0].place.home

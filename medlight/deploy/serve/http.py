@@ -77,6 +77,7 @@ def application(
 def _facts(predictor: Predictor, limits: Limits) -> dict[str, Any]:
     """What the bundle is, with no path and no name of a case."""
     bundle = predictor.bundle
+    flat = bundle.data["spatial_dims"] == 2
     return {
         "task": bundle.task,
         "channels": [str(name) for name in bundle.data["channels"]],
@@ -86,7 +87,7 @@ def _facts(predictor: Predictor, limits: Limits) -> dict[str, Any]:
         "runtime": plain(predictor.runtime, str(bundle.root)),
         "checked": bundle.checked,
         "run_id": bundle.run_id,
-        "takes": ["NIfTI", "zip of one DICOM series", "DICOM", "PNG, JPEG, TIFF"],
+        "takes": ["NIfTI", "zip of one DICOM series", "DICOM", *(["PNG, JPEG, TIFF"] if flat else [])],
         "gives": ["json"] if bundle.task == "classification" else list(_FORMS),
         "largest_upload": limits.upload,
     }
@@ -147,6 +148,7 @@ def _sent(made: Answer) -> Response:
 def _reason(error: MedlightError, folder: str) -> str:
     """What an error says, with no path of this machine, and whose options it names."""
     said = re.sub(r"[^\s:]*/(?=upload\d)", "", plain(str(error), folder))
+    said = re.sub(r"\bupload\d+(?:-unpacked|\.nii\.gz|\.[a-z]{2,4})?(?!\w)", "the upload", said)
     return re.sub(r"(?<![\w-])(?=--(?:on|force)\b)", "the server's ", said)
 
 

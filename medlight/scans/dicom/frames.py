@@ -40,6 +40,11 @@ class Place:
         """Its name for a person."""
         return f"{shown(self.path)}:{self.member}" if self.member else shown(self.path)
 
+    @property
+    def home(self) -> Path:
+        """What holds it: the file's folder, or the zip."""
+        return self.path if self.member else self.path.parent
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelKey:

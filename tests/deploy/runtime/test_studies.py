@@ -15,10 +15,13 @@ from pydicom import Dataset
 
 from medlight.cli.main import main
 from medlight.deploy.bundle import Bundle
+from medlight.deploy.runtime.checked import named
 from medlight.deploy.runtime.journal import Item
+from medlight.deploy.runtime.studies import Asked, items_of
 from medlight.deploy.runtime.summary import table
 from medlight.scans import read, write_nifti
 from medlight.scans.dicom.survey import survey
+from medlight.scans.files import nameless
 from tests.data import fake_dicom
 from tests.deploy.runtime.conftest import GRID
 
@@ -173,6 +176,28 @@ def test_spreadsheets_take_no_cell_for_a_formula() -> None:
     assert rows[0] == ["name", "status", "file", "a (ml)", "b (ml)", "warnings", "error"]
     assert rows[1][:5] == ["'=cmd()", "predicted", "", "1.5", ""]
     assert rows[3] == ["'-", "failed", "", "", "", "", "'+1"]
+
+
+@pytest.mark.parametrize("folder", ["10", "mm", "gap", "slice", "CT"])
+def test_words_of_a_reason_are_kept_whatever_a_folder_is_called(folder: str) -> None:
+    reason = "gap: 10 mm between slice 3 and 4 of a CT; --on gap=interpolate mends it"
+    assert nameless(f"{folder}: {reason}", Path(folder)) == reason
+    assert nameless(f"/a/{folder}: {reason}", Path("/a") / folder) == reason
+    assert nameless(f"{folder} (ct-1): {reason}", Path(folder)) == f"(ct-1): {reason}"
+
+
+@pytest.mark.parametrize("name", ["Doe.nii.gz", "Doe^Jane", "smith.dcm", "19120623", "Anna"])
+def test_names_are_not_kept(name: str) -> None:
+    for text in (f"{name}: bad", f"/data/{name}: bad", f"two of {name} and {name}; bad", f"bad (see '{name}')"):
+        assert name not in nameless(text, Path("/data") / name)
+
+
+def test_series_of_one_zip_are_predicted_beside_it(tmp_path: Path, workdir: Path) -> None:
+    both = [*fake_dicom.series(GRID), *fake_dicom.series(SHIFTED, series="two", channel=1)]
+    archive = fake_dicom.zipped(fake_dicom.write(both, tmp_path / "jane"), workdir / "two.zip")
+    items = items_of(Path(archive.name), Asked(Path("out")))
+    assert len(items) == 2
+    assert all(named(item.source).startswith("two.zip (") for item in items)
 
 
 def test_what_is_kept_of_a_failure_names_no_file(tree: Path) -> None:

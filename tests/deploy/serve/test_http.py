@@ -207,7 +207,7 @@ def _overlapping() -> bytes:
         (b"garbage" * 99, 415, "no scan"),
         (b"\x1f\x8b garbage", 422, "can't be read as NIfTI"),
         (b"PK\x03\x04garbage", 400, "zip"),
-        (b"\0" * 128 + b"DICM" + b"garbage", 422, "upload0.dcm"),
+        (b"\0" * 128 + b"DICM" + b"garbage", 422, "the upload"),
         (b"NRRD0004\ndimension: 3\ndata file: /etc/passwd\n\n", 415, "no scan"),
         (b"ObjectType = Image\nElementDataFile = /etc/passwd\n", 415, "no scan"),
         (zipped({"readme.txt": b"hello"}), 422, "holds no DICOM"),
