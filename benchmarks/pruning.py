@@ -1,0 +1,97 @@
+"""What pruning, INT8 and a runtime each take off a trained network's window, and all three together.
+
+    medlight export RUN whole --to onnx,openvino --precision fp32,int8
+    medlight export RUN pruned --to onnx,openvino --precision fp32,int8 --prune 0.5
+    python benchmarks/pruning.py CHECKPOINT whole pruned [--rounds 11] [--threads 1] [--out FILE.json]
+
+CHECKPOINT is the run's best.ckpt: in torch, eager and float32, it is the unit. Arms take turns in one process, in
+another order each round; a figure is the median over rounds of the round's ratio. Targets for a residual-encoder U-Net
+pruned by 0.5: each float32 runtime at most 0.45 of itself before, all three together at most 0.12 of eager torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medlight import tasks
+from medlight.deploy.bundle import Bundle
+from medlight.deploy.runtime.session import open_session
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("whole", type=Path)
+    parser.add_argument("pruned", type=Path)
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    bundles = {name: Bundle.load(getattr(args, name)) for name in ("whole", "pruned")}
+    whole = bundles["whole"]
+    image = torch.randn(1, len(whole.data["channels"]), *whole.window["size"])
+    network = tasks.load(args.checkpoint).deployable().float().eval()
+    arms: dict[str, Callable[[], Any]] = {"torch eager fp32": lambda: eager(network, image)}
+    for name, bundle in bundles.items():
+        for model in bundle.models:
+            session = open_session(bundle, model, args.threads)
+            arms[f"{name} {model.name}"] = lambda session=session: session(image.numpy())
+    ratios = measured(arms, args.rounds)
+    runtimes = [model.name for model in whole.models]
+    found = {
+        "threads": args.threads,
+        "network": {name: bundle.network for name, bundle in bundles.items()},
+        "dice": {name: dice(bundle) for name, bundle in bundles.items()},
+        "of_eager": ratios,
+        "pruned_of_whole": {name: ratios[f"pruned {name}"] / ratios[f"whole {name}"] for name in runtimes},
+        "all_three_of_eager": min(ratios[f"pruned {name}"] for name in runtimes if name.endswith("int8")),
+    }
+    text = json.dumps(found, indent=1)
+    print(text)
+    if args.out:
+        args.out.write_text(text + "\n")
+
+
+def eager(network: Any, image: torch.Tensor) -> Any:
+    """Run the network in torch."""
+    with torch.inference_mode():
+        return network(image)
+
+
+def dice(bundle: Bundle) -> dict[str, Any]:
+    """Return each model's mean Dice over the validation cases that its parity was measured on, and torch's."""
+    of_models = {bundle.models[0].name: bundle.parity, **bundle.parity.get("models", {})}
+    return {"torch": bundle.parity["dice"]["torch"], **{n: f["dice"]["bundle"] for n, f in of_models.items()}}
+
+
+def measured(arms: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Return the median over rounds of each arm's time as a share of the first's."""
+    for run in arms.values():
+        run()
+        run()
+    order, unit = list(arms), next(iter(arms))
+    found: list[dict[str, float]] = []
+    for number in range(rounds):
+        random.Random(number).shuffle(order)
+        times = {}
+        for name in order:
+            start = time.perf_counter()
+            arms[name]()
+            times[name] = time.perf_counter() - start
+        found.append(times)
+    return {name: statistics.median(times[name] / times[unit] for times in found) for name in arms}
+
+
+if __name__ == "__main__":
+    main()
