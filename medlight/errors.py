@@ -13,6 +13,10 @@ class UsageError(MedlightError):
     exit_code = 2
 
 
+class InterruptedFitError(MedlightError):
+    """A fit was stopped by Ctrl-C or SIGTERM; it can go on from its last checkpoint."""
+
+
 class CaseError(MedlightError):
     """A case can't be used: a missing partner, another shape, an unknown label value, an unreadable file."""
 

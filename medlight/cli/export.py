@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medlight.cli.bundles import check_threads
 from medlight.cli.output import ready, write_json
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import InterruptedFitError, MedlightError, UsageError
 
 if TYPE_CHECKING:
     from medlight.deploy.bundle import Bundle
@@ -127,10 +127,12 @@ def _without_channels(checkpoint: Path, ratio: float, out: Path) -> Path:
 
 
 def _pruned(args: argparse.Namespace, subject: _Subject) -> _Subject:
-    """Fit a run's network again with fewer channels, by the run's own recipe, as a run of its own."""
+    """Fit a run's network again with fewer channels, by its own recipe, as a run of its own; a cut fit goes on."""
     from medlight import config
     from medlight.launch.fit import Launch, fit
+    from medlight.launch.resolve import resolve
     from medlight.tracking import store
+    from medlight.tracking.manifest import config_digest
 
     assert subject.run_id is not None
     written = config.load_yaml(store.artifact(subject.run_id, "config.yaml"))
@@ -139,8 +141,15 @@ def _pruned(args: argparse.Namespace, subject: _Subject) -> _Subject:
     written = config.set_path(written, "trainer.callbacks", [callback, *callbacks])
     written = config.set_path(written, "model.init_args.pretrained", f"run:{subject.run_id}")
     name = f"{subject.name}-pruned"
+    resolved = resolve(written)
+    cut = store.unfinished(str(resolved["study"] or "medlight"), name, config_digest(resolved))
     _say(args, f"fine-tuning {name}: {args.prune:g} of the channels of {subject.name} are taken out")
-    found = fit(written, Launch(name=name))
+    if cut:
+        _say(args, f"run {cut[0].info.run_id} was cut, and goes on")
+    try:
+        found = fit(written, Launch(name=name, resume=bool(cut)))
+    except InterruptedFitError:
+        raise MedlightError(f"{name}: interrupted; the same command goes on with it") from None
     if found.best_checkpoint is None:
         raise MedlightError(f"{name}: the fit wrote no checkpoint")
     return _Subject(found.best_checkpoint, name, found.run_id)

@@ -17,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from medlight.callbacks import CaseTable, Checkpoint, Freeze, Pruning, RunRecord, StepSeed, Throughput, ValidationImages
 from medlight.config import Config, get_path, nearest
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import InterruptedFitError, MedlightError, UsageError
 from medlight.launch import settle, weights
 from medlight.launch.blame import bad_argument
 from medlight.launch.precision import Choice
@@ -110,7 +110,7 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
             trainer.fit(task, datamodule=data, ckpt_path=start, weights_only=True if start else None)
         except SystemExit:  # Lightning's end of a fit after Ctrl-C or SIGTERM
             _raise_if_terminated(trainer)
-            raise MedlightError("interrupted; the same command with --resume goes on") from None
+            raise InterruptedFitError("interrupted; the same command with --resume goes on") from None
     _raise_if_terminated(trainer)
     state = "pruned" if pruning.pruned else "complete"
     if pruning.pruned:
@@ -354,4 +354,4 @@ def _shared_with_ranks(run_id: str, choice: Choice) -> Iterator[None]:
 
 def _raise_if_terminated(trainer: L.Trainer) -> None:
     if trainer.received_sigterm:
-        raise MedlightError("stopped by SIGTERM; the same command with --resume goes on")
+        raise InterruptedFitError("stopped by SIGTERM; the same command with --resume goes on")

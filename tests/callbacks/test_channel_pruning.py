@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ import torch
 from medlight import tasks
 from medlight.callbacks import ChannelPruning
 from medlight.cli.main import main
-from medlight.config import set_path
+from medlight.config import Config, set_path
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.runtime import Predictor
 from medlight.errors import MedlightError, UsageError
-from medlight.launch.fit import Launch, fit
+from medlight.launch.fit import FitResult, Launch, fit
 from medlight.scans import read
 from medlight.tracking import store
 from tests.deploy.recorded import Recorded, recorded_fit
@@ -64,6 +65,29 @@ def test_a_stopped_fit_goes_on(recorded: Recorded) -> None:
     assert tasks.load(found.best_checkpoint).pruned == 0.5
     history = store.client().get_metric_history(found.run_id, "pruning/flops")
     assert len(history) == 1
+
+
+def test_a_stopped_export_goes_on_with_its_fit(
+    recorded: Recorded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(config: Config, launch: Launch) -> FitResult:
+        def stop(step: int, metrics: dict[str, float]) -> bool:
+            raise KeyboardInterrupt
+
+        return fit(config, replace(launch, report=stop))
+
+    config = set_path({**recorded.config, "name": "long"}, "trainer.max_epochs", 2)
+    run_id = fit(config, Launch()).run_id
+    words = ["export", run_id, "out", "--prune", "0.5", "--to", "onnx", "--precision", "fp32", "--threads", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr("medlight.launch.fit.fit", stopped)
+        assert main(words) == 1
+    assert capsys.readouterr().err.endswith("long-pruned: interrupted; the same command goes on with it\n")
+    assert main(words) == 0
+    bundle = Bundle.load(Path("out"))
+    assert f"run {bundle.run_id} was cut, and goes on" in capsys.readouterr().out
+    history = store.client().get_metric_history(bundle.run_id, "val/dice")
+    assert len({m.step for m in history}) == len(history) == 2
 
 
 def test_export_prunes_and_shows_both(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
