@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from medlight.deploy.runtime import Predictor
     from medlight.deploy.serve.dicom import Listener
     from medlight.deploy.serve.http import HttpServer
+    from medlight.deploy.serve.spool import Spool
     from medlight.deploy.serve.turns import Turns
 
 EPILOG = """\
@@ -107,15 +108,17 @@ def run(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             stack.callback(signal.signal, number, signal.signal(number, stop))
+        listening = None if args.http is None else stack.enter_context(_bound(args.host.strip("[]"), args.http))
+        spool = None if args.dicom is None else _spool(args)
         predictor, turns = Predictor(bundle, args.threads, model=args.runtime), Turns(args.queue)
         own = predictor.preparation
         predictor.preparation = replace(own, on={**own.on, **mends(args.on)})
         print(predictor.runtime)
         if not bundle.checked:
             print(f"unchecked: {bundle.root} tells of no comparison with the trained network")
-        server = _http(args, predictor, turns, stack) if args.http is not None else None
-        if args.dicom is not None:
-            stack.callback(_dicom(args, predictor, turns).stop)
+        server = _http(args, predictor, turns, stack, listening) if listening else None
+        if spool:
+            stack.callback(_dicom(args, predictor, turns, spool).stop)
         stack.callback(turns.end)
         print("Ctrl-C ends it", flush=True)
         while not end.wait(0.5) and (server is None or server.alive):
@@ -179,13 +182,18 @@ def size_of(name: str, text: str) -> int:
     return size
 
 
-def _http(args: argparse.Namespace, predictor: Predictor, turns: Turns, stack: contextlib.ExitStack) -> HttpServer:
+def _http(
+    args: argparse.Namespace,
+    predictor: Predictor,
+    turns: Turns,
+    stack: contextlib.ExitStack,
+    listening: socket.socket,
+) -> HttpServer:
     from medlight.deploy.serve.access import own_names
     from medlight.deploy.serve.http import HttpServer, application
     from medlight.deploy.serve.upload import Limits
 
     host = args.host.strip("[]")
-    listening = stack.enter_context(_bound(host, args.http))
     limits = Limits(args.max_upload, 4 * args.max_upload)
     names = own_names(host, args.allow_host)
     app = application(predictor, turns, names=names, token=args.token, limits=limits, force=args.force)
@@ -208,12 +216,16 @@ def _bound(host: str, port: int) -> socket.socket:
         raise UsageError(f"--http {port} on {host}: can't be listened on ({reason}); choose another") from None
 
 
-def _dicom(args: argparse.Namespace, predictor: Predictor, turns: Turns) -> Listener:
-    from medlight.deploy.serve.dicom import Listener
+def _spool(args: argparse.Namespace) -> Spool:
     from medlight.deploy.serve.spool import Spool
 
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    spool = Spool(args.spool or state / "medlight" / "spool", args.max_spool, args.quiet)
+    return Spool(args.spool or state / "medlight" / "spool", args.max_spool, args.quiet)
+
+
+def _dicom(args: argparse.Namespace, predictor: Predictor, turns: Turns, spool: Spool) -> Listener:
+    from medlight.deploy.serve.dicom import Listener
+
     options: dict[str, Any] = {"title": args.aet, "callers": args.allow_aet, "force": args.force}
     listener = Listener(predictor, turns, spool, args.peer, **options)
     port = listener.start(args.host.strip("[]"), args.dicom)
