@@ -25,8 +25,9 @@ def requirements(models: Sequence[Model]) -> str:
     Of the runtimes, those on the CPU that the bundle has models for; torch and TensorRT are left to the machine.
     """
     runtimes = [name for name in ("onnxruntime", "openvino") if any(model.runtime == name for model in models)]
-    lines = [f"{name}=={version}" for name in (*_ALWAYS, *runtimes) if (version := _version(name))]
-    return _HEAD + "\n".join(lines) + "\n"
+    always, either = ([f"{n}=={v}" for n in names if (v := _version(n))] for names in (_ALWAYS, runtimes))
+    choice = ["# either of these is enough:"] if len(either) > 1 else []
+    return _HEAD + "\n".join([*always, *choice, *either]) + "\n"
 
 
 def _version(name: str) -> str | None:
