@@ -35,7 +35,7 @@ class RegisteredBundle:
         params: ``output``, the folder for label maps; ``force``, to predict what does not fit the bundle too.
 
         Returns ``id``, then ``label_map`` (its path) and ``LABEL_ml`` (volume in millilitres; missing for pictures), or
-        the probability of each class; and ``error``.
+        the probability of each class; ``warnings``, what was mended or did not fit and was forced; and ``error``.
         """
         import pandas as pd
 
@@ -46,7 +46,7 @@ class RegisteredBundle:
         return pd.DataFrame(rows, columns=columns(self._predictor.bundle))
 
     def _row(self, row: dict[str, Any], output: Path, force: bool, taken: set[str]) -> dict[str, Any]:
-        found: dict[str, Any] = {"id": _text(row.get("id")), "error": ""}
+        found: dict[str, Any] = {"id": _text(row.get("id")), "warnings": "", "error": ""}
         item = None
         try:
             images = self._images(row)
@@ -65,10 +65,11 @@ class RegisteredBundle:
 
     def _predicted(self, item: Item, force: bool) -> dict[str, Any]:
         result = predict_item(self._predictor, item, force=force)
+        warnings = {"warnings": "; ".join(result["warnings"])}
         if "probabilities" in result:
-            return dict(result["probabilities"])
+            return dict(result["probabilities"]) | warnings
         volumes = {f"{name}_ml": volume for name, volume in result.get("volumes_ml", {}).items()}
-        return {"label_map": str(item.output), **volumes}
+        return {"label_map": str(item.output), **volumes, **warnings}
 
     def _images(self, row: dict[str, Any]) -> dict[str, Path]:
         """Return the files of a row: one with all channels, or one for each contrast."""
@@ -85,8 +86,9 @@ class RegisteredBundle:
 def columns(bundle: Bundle) -> list[str]:
     """Return the columns of the answer."""
     if bundle.task == "classification":
-        return ["id", *bundle.outputs, "error"]
-    return ["id", "label_map", *(f"{label.name}_ml" for label in bundle.labels if label.value), "error"]
+        return ["id", *bundle.outputs, "warnings", "error"]
+    volumes = (f"{label.name}_ml" for label in bundle.labels if label.value)
+    return ["id", "label_map", *volumes, "warnings", "error"]
 
 
 def _text(value: Any) -> str:

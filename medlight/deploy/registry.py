@@ -21,7 +21,8 @@ from medlight.tracking.connection import reached
 FOLDER = "model"  # among the run's artifacts; each bundle has a folder of its own in it
 DIGEST = "medlight.bundle"  # tag of a version: digest of bundle.json, which has those of all its files
 _LOADER = "medlight.deploy.registered"
-_TEXTS = {"id", "label_map", "error"}
+_ALWAYS = {"id", "warnings", "error"}
+_TEXTS = {*_ALWAYS, "label_map"}
 
 
 def register(bundle: Bundle, name: str, run_id: str) -> str:
@@ -61,7 +62,7 @@ def signature(bundle: Bundle) -> ModelSignature:
         ColSpec(DataType.string, "id", required=False),
     ]
     outputs: list[Any] = [
-        ColSpec(DataType.string if name in _TEXTS else DataType.double, name, required=name in {"id", "error"})
+        ColSpec(DataType.string if name in _TEXTS else DataType.double, name, required=name in _ALWAYS)
         for name in columns(bundle)
     ]
     params = [ParamSpec("output", DataType.string, OUTPUT), ParamSpec("force", DataType.boolean, False)]

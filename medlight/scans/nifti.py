@@ -37,6 +37,7 @@ _UNREADABLE = (
     zlib.error,
 )
 _WRITABLE = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+_DESCRIPTION = 79  # bytes of a description: the 80th ends it
 _MOST_EXTENSION = 64 << 20  # bytes between the header and the voxels
 _MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 _MILLISECONDS = {"sec": 1e3, "msec": 1.0, "usec": 1e-3}
@@ -218,12 +219,13 @@ def _timed(header: Any, count: int) -> tuple[Channel, ...]:
     return tuple(Channel(frame_time_ms=n // (count // frames) * step) for n in range(count))
 
 
-def write_nifti(volume: Volume, path: Path) -> None:
+def write_nifti(volume: Volume, path: Path, note: str = "") -> None:
     """Write a volume as NIfTI-1 in one step; several channels become the fourth dimension, the type of number is kept.
 
     Evenly spaced frame times become ``pixdim[4]``; b-values and gradients become FSL's ``.bval`` and ``.bvec`` beside
-    the file. Booleans are written as uint8 and half precision as float32: the format has neither. Raises MedlightError
-    where the suffix is neither ``.nii`` nor ``.nii.gz``.
+    the file. Booleans are written as uint8 and half precision as float32: the format has neither.
+    note: what a reader of the file has to know, for the header's description; see `description`.
+    Raises MedlightError where the suffix is neither ``.nii`` nor ``.nii.gz``.
     """
     path = Path(path)
     if not path.name.endswith(NIFTI_SUFFIXES):
@@ -236,6 +238,7 @@ def write_nifti(volume: Volume, path: Path) -> None:
     image.header.set_xyzt_units("mm", "sec" if step else None)
     if step:
         image.header["pixdim"][4] = step
+    image.header["descrip"] = description(note)
     image.set_sform(volume.affine, code="scanner")
     image.set_qform(volume.affine, code="scanner")
     if not np.allclose(image.get_qform(), volume.affine, atol=1e-3):  # a quaternion holds no shear
@@ -243,6 +246,12 @@ def write_nifti(volume: Volume, path: Path) -> None:
     with replacing(path) as temporary:
         nib.save(image, temporary)
     write_table(path, volume.channels, volume.affine)
+
+
+def description(note: str) -> bytes:
+    """Return what a NIfTI header holds of a text: ASCII, at most 79 bytes; what is longer ends with ``...``."""
+    text = note.encode("ascii", "replace")
+    return text if len(text) <= _DESCRIPTION else text[: _DESCRIPTION - 3] + b"..."
 
 
 def _time_step(channels: tuple[Channel, ...]) -> float:

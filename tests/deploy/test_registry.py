@@ -163,10 +163,10 @@ def test_a_run_that_is_not_there(segmented, run_id: str) -> None:
 
 def test_the_signature_names_contrasts_and_answers(segmented, classified) -> None:
     bundle = segmented[1]
-    assert columns(bundle) == ["id", "label_map", "one_ml", "two_ml", "error"]
+    assert columns(bundle) == ["id", "label_map", "one_ml", "two_ml", "warnings", "error"]
     several = Bundle(**{**bundle.__dict__, "data": {**bundle.data, "channels": ["t1", "flair"]}})
     assert signature(several).inputs.input_names() == ["image", "t1", "flair", "id"]
     assert signature(several).inputs.required_input_names() == []
     assert signature(classified[1]).inputs.required_input_names() == ["image"]
-    assert columns(classified[1]) == ["id", *classified[1].outputs, "error"]
+    assert columns(classified[1]) == ["id", *classified[1].outputs, "warnings", "error"]
     assert requirements(bundle)[0].startswith("medlight==")

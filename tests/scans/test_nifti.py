@@ -143,6 +143,15 @@ def test_affines_that_place_nothing(tmp_path):
         read(tmp_path / "x.nii")
 
 
+@pytest.mark.parametrize(
+    ("note", "held"), [("", b""), ("x" * 79, b"x" * 79), ("x" * 80, b"x" * 76 + b"..."), ("5 µm", b"5 ?m")]
+)
+def test_a_note_is_the_headers_description(tmp_path, note, held):
+    write_nifti(Volume(np.zeros((1, 2, 3, 4), np.uint8), np.eye(4)), tmp_path / "a.nii", note)
+    assert nib.load(tmp_path / "a.nii").header["descrip"].item() == held
+    assert read(tmp_path / "a.nii").shape == (2, 3, 4)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     image, _ = fake.volume((4, 4, 4))
     path = tmp_path / "x.nii.gz"

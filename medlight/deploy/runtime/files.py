@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from medlight.deploy.runtime.checked import Outcome, predict_checked
 from medlight.deploy.runtime.dice import dice
@@ -21,6 +22,7 @@ from medlight.prepare.checks import grids_apart
 from medlight.scans import Volume, reorient, write_nifti
 from medlight.scans.files import nameless, replacing, shown
 from medlight.scans.labels import read_label
+from medlight.scans.nifti import description
 from medlight.scans.picture import Overlay, panel
 from medlight.scans.read import format_of
 from medlight.scans.seg_writing import write_seg
@@ -79,13 +81,12 @@ def _write(predictor: Predictor, item: Item, outcome: Outcome, labels: Volume, r
     if item.form == "dicom-seg":
         write_seg(labels, item.source, item.output, predictor.bundle.labels, note=note)
     else:
-        write_on_grid(labels, item.source, item.output, "forced: see predictions.json" if note else "")
-    with replacing(files[1]) as temporary:
-        channel = middle * (len(scan.array) // len(labels.array))
-        Image.fromarray(picture(scan, overlays, predictor, channel)).save(temporary, format="png")
+        write_on_grid(labels, item.source, item.output, note)
+    channel = middle * (len(scan.array) // len(labels.array))
+    _save_picture(picture(scan, overlays, predictor, channel), files[1], note)
     if outcome.spread is not None:
         files.append(item.beside("_probabilities.nii.gz"))
-        write_on_grid(outcome.spread, item.source, files[-1])
+        write_on_grid(outcome.spread, item.source, files[-1], note)
     result["output"] = str(item.output)
     result |= _volumes(predictor, labels)
     return files
@@ -115,14 +116,23 @@ def picture(scan: Volume, overlays: list[Overlay], predictor: Predictor, channel
     return panel(image, spacing, turned, predictor.bundle.labels)
 
 
+def _save_picture(pixels: npt.NDArray[np.uint8], file: Path, note: str) -> None:
+    """Write a PNG; the note is its text ``Warning``."""
+    said = PngInfo()
+    if note:
+        said.add_text("Warning", note)
+    with replacing(file) as temporary:
+        Image.fromarray(pixels).save(temporary, format="png", pnginfo=said)
+
+
 def write_on_grid(volume: Volume, source: Any, out: Path, note: str = "") -> None:
     """Write a volume as NIfTI with the geometry of the scan it was made from; channels become the fourth dimension.
 
     Kept of a NIfTI header: both affines with their codes, and the unit of length. Nothing else: descriptions name
-    people; ``note`` (at most 79 characters) takes their place. A scan of another format has its geometry in the volume.
+    people; ``note``, which may be cut, takes their place. A scan of another format has its geometry in the volume.
     """
     if not isinstance(source, Path) or format_of(source) != "nifti":
-        write_nifti(volume, out)
+        write_nifti(volume, out, note)
         return
     original: Any = nib.load(source)
     array = volume.array[0] if len(volume.array) == 1 else np.moveaxis(volume.array, 0, -1)
@@ -130,7 +140,7 @@ def write_on_grid(volume: Volume, source: Any, out: Path, note: str = "") -> Non
         array = array.reshape(*original.shape, *array.shape[3:])
     image = type(original)(array, original.affine, dtype=array.dtype)
     image.header.set_xyzt_units(original.header.get_xyzt_units()[0])
-    image.header["descrip"] = note
+    image.header["descrip"] = description(note)
     image.set_sform(*original.get_sform(coded=True))
     image.set_qform(*original.get_qform(coded=True), strip_shears=False)
     with replacing(out) as temporary:

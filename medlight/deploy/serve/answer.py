@@ -73,7 +73,7 @@ def answer(predictor: Predictor, upload: Asked, force: bool, progress: Progress)
         text = json.dumps({"task": predictor.bundle.task, **figures, "warnings": outcome.warnings})
         return Answer(text.encode() + b"\n", "application/json", warnings=outcome.warnings)
     out = upload.first.parent / "out.nii.gz"
-    write_on_grid(outcome.label, upload.first, out)
+    write_on_grid(outcome.label, upload.first, out, "; ".join(outcome.warnings))
     return Answer(out.read_bytes(), "application/gzip", "prediction.nii.gz", outcome.warnings)
 
 

@@ -116,6 +116,7 @@ def test_a_real_series_that_does_not_fit_is_forced(predictor: Predictor, data_ro
         assert curl(f"{url}/predict?format=json", "-F", f"file=@{archive}").json["warnings"] == [warning]
         assert curl(f"{url}/predict", "-F", f"file=@{archive}").headers["content-type"] == "application/dicom"
     image, truth = as_nifti(reply.body), read(folder)
+    assert image.header["descrip"].item() == warning.encode()
     assert image.shape == truth.shape
     np.testing.assert_allclose(image.affine, truth.affine, atol=1e-4)
 
