@@ -63,6 +63,7 @@ class Export(L.Callback):
         logger = trainer.logger if isinstance(trainer.logger, MLflowLogger) else None
         targets, skipped = available(self.to)
         options: dict[str, Any] = {"to": targets, "precision": self.precision, "training": data.prepared["train"]}
+        options["say"] = rank_zero_info
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "bundle"
             try:

@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from medlight.errors import InterruptedFitError, MedlightError, UsageError
 
 if TYPE_CHECKING:
     from medlight.deploy.bundle import Bundle
+    from medlight.deploy.tensorrt import Options
     from medlight.prepare import PreparedCase
     from medlight.prepare.case import Case
 
@@ -28,6 +30,8 @@ Every model is compared with torch on whole validation cases, each path from the
 its tolerance nothing is written and the exit code is 1: fp32 1e-4 of any probability; fp16 and bf16 0.002, int8 0.005
 of the mean Dice (classification: AUROC). INT8 is calibrated on training patches. --prune takes channels out of the
 network and fits it once more by the run's own recipe, as a run of its own; the table shows each step.
+TensorRT's engines are for this GPU and release, and are built again elsewhere; --version-compatible and
+--hardware-compatible make slower ones that later releases and other GPUs run too.
 RUN may be a sweep: its best trial is taken."""
 
 
@@ -37,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="OUT", nargs="?", type=Path, help="folder to write (default: ./NAME-bundle)")
     parser.add_argument("--to", default="onnx", metavar="LIST", help="of onnx,openvino,tensorrt,torch (default: onnx)")
     parser.add_argument("--precision", default="fp32", metavar="LIST", help="of fp32,fp16,bf16,int8 (default: fp32)")
+    parser.add_argument("--workspace", metavar="SIZE", help="scratch memory of an engine's kernels (default: 1GiB)")
+    parser.add_argument("--version-compatible", action="store_true", help="engines that later minor releases run too")
+    parser.add_argument("--hardware-compatible", action="store_true", help="engines that every GPU from Ampere on runs")
     parser.add_argument("--prune", type=float, metavar="RATIO", help="take out channels first and fine-tune: 0.5, say")
     parser.add_argument(
         "--cases", type=int, metavar="N", help="validation cases to compare on (default: 8, of whole images up to 500)"
@@ -68,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     ready(args.json)
     wanted, precision = ([name.strip() for name in text.split(",")] for text in (args.to, args.precision))
     check_targets(wanted, precision)
+    engines = _engines(args, wanted)
     check_threads(args.threads)
     if args.cases is not None and args.cases < 1:
         raise UsageError(f"--cases {args.cases}: at least 1, or --unchecked")
@@ -93,10 +101,10 @@ def run(args: argparse.Namespace) -> int:
             subject = _pruned(args, subject)
         out = args.out or Path(f"{subject.name}-bundle")
         replaced = (out / "bundle.json").is_file()
-        options |= {"to": targets, "precision": precision, "run_id": subject.run_id}
+        options |= {"to": targets, "precision": precision, "run_id": subject.run_id, "engines": engines}
         try:
             with bar("comparing with torch", len(cases or ())) as progress:
-                bundle = export(subject.checkpoint, out, progress=progress, **options)
+                bundle = export(subject.checkpoint, out, progress=progress, say=partial(_say, args), **options)
         except MedlightError as error:
             if not isinstance(error, UsageError):
                 _record(subject, {"medlight.export": "failed"}, error.figures if isinstance(error, ParityError) else {})
@@ -110,6 +118,25 @@ def run(args: argparse.Namespace) -> int:
             _say(args, f"registered: {address}")
         _show(args, bundle, steps)
     return 0
+
+
+def _engines(args: argparse.Namespace, to: Sequence[str]) -> Options:
+    """Return what TensorRT's engines are built with; UsageError where none is asked for."""
+    from medlight.cli.serve import size_of
+
+    given = {
+        "--workspace": args.workspace,
+        "--version-compatible": args.version_compatible,
+        "--hardware-compatible": args.hardware_compatible,
+    }
+    for name, value in given.items():
+        if value and "tensorrt" not in to:
+            raise UsageError(f"{name}: only TensorRT's engines have it; mend: add tensorrt to --to, or leave it out")
+    options: Options = {
+        "version_compatible": args.version_compatible,
+        "hardware_compatible": args.hardware_compatible,
+    }
+    return options | {"workspace": size_of("--workspace", args.workspace)} if args.workspace else options
 
 
 def _without_channels(checkpoint: Path, ratio: float, out: Path) -> Path:

@@ -23,7 +23,7 @@ from medlight.deploy.bundle import DESCRIPTION, PARITY, Bundle, Model, sha256
 from medlight.deploy.onnx_export import Exported, export_onnx
 from medlight.deploy.parity import ParityError, compare, describe
 from medlight.deploy.runtime.predictor import Predictor
-from medlight.deploy.runtime.session import OnnxSession, open_session
+from medlight.deploy.runtime.session import OnnxSession, open_session, timing_cache
 from medlight.errors import UsageError
 from medlight.networks.prune import flops
 from medlight.prepare.case import Case
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 Target = Literal["onnx", "openvino", "tensorrt", "torch"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "torch": "torch"}
 CAN: dict[str, tuple[str, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
@@ -73,7 +74,9 @@ def export(
     training: Sequence[PreparedCase] = (),
     run_id: str | None = None,
     threads: int | None = None,
+    engines: tensorrt.Options | None = None,
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> Bundle:
     """Make a bundle of a checkpoint at ``out``, once each of its models was compared with torch on whole cases.
 
@@ -81,7 +84,9 @@ def export(
     to: ``onnx`` and perhaps others (see `tensorrt.unavailable` for whether an engine can be built).
     precision: of the models; each target makes those it can run. float32 is always there.
     training: cases that ``int8`` is calibrated on.
+    engines: options that TensorRT's engines are built with; a rebuild on another machine takes the same.
     progress: called with the cases compared and their total.
+    say: called with a line on what is there to know of the models (there is no report of an engine, and why).
 
     Raises ParityError with the figures where a model is outside its tolerance (nothing is left at ``out``), UsageError
     where ``out`` is there and is no bundle, or there is no case to compare on.
@@ -93,7 +98,7 @@ def export(
         raise UsageError("there is no case to compare the bundle with torch on; mend: name some, or pass --unchecked")
     task = tasks.load(checkpoint)
     with _published(Path(out)) as folder:
-        maker = _Maker(task, folder, training)
+        maker = _Maker(task, folder, training, engines or {}, say or (lambda line: None))
         for target in sorted(to, key=list(CAN).index):
             for name in (p for p in get_args(Precision) if p in ("fp32", *precision) and p in CAN[target]):
                 maker.add(target, name)
@@ -111,9 +116,12 @@ def export(
 class _Maker:
     """Writes the files of a bundle, each graph once, whichever runtimes take it."""
 
-    def __init__(self, task: Any, folder: Path, training: Sequence[PreparedCase]) -> None:
+    def __init__(
+        self, task: Any, folder: Path, training: Sequence[PreparedCase], options: tensorrt.Options, say: Say
+    ) -> None:
         self._signature = task.signature()
         self._module, self._folder, self._training = task.deployable(), folder, training
+        self._options, self._say = options, say
         self._channels = len(self._signature["data"]["channels"])
         self._window = list(self._signature["window"]["size"])
         self.flops = flops(self._module, torch.zeros(1, self._channels, *self._window))
@@ -167,11 +175,15 @@ class _Maker:
         smallest, best, largest = ((batch, self._channels, *self._window) for batch in (1, 1, 4))
         profiles = {"image": (smallest, best, largest)}
         machine = tensorrt.Machine.here(("tensorrt",))
-        plan = tensorrt.build(self._onnx(precision), profiles, packages=("tensorrt",))
+        source, timings = self._onnx(precision), timing_cache()
+        plan = tensorrt.build(source, profiles, packages=("tensorrt",), timing_cache=timings, **self._options)
         file = self._folder / ("model.engine" if precision == "fp32" else f"model_{precision}.engine")
         file.write_bytes(plan)
-        tensorrt.write_report(plan, file.with_suffix(".layers.json"), ("tensorrt",))
-        self._engines[file.name] = tensorrt.EngineInfo.of(machine, profiles).to_dict()
+        info = tensorrt.EngineInfo.of(machine, profiles, **self._options)
+        report, lasting = file.with_suffix(".layers.json"), info.version_compatible
+        if reason := tensorrt.write_report(plan, report, ("tensorrt",), version_compatible=lasting):
+            self._say(f"{file.name}: {reason}")
+        self._engines[file.name] = info.to_dict()
         return file
 
     def _program(self) -> Path:

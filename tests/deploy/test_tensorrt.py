@@ -109,7 +109,7 @@ def test_a_profile_that_can_not_be_is_refused(onnx_file: Path) -> None:
 
 
 def test_what_needs_more_memory_than_it_may_have_is_not_built(onnx_file: Path) -> None:
-    with pytest.raises(MedlightError, match=r"workspace.*; mend: allow a larger workspace$"):
+    with pytest.raises(MedlightError, match=r"workspace.*; mend: allow a larger --workspace$"):
         build(onnx_file, LARGE, workspace=1 << 10)
 
 

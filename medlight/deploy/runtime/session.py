@@ -61,7 +61,7 @@ def _engine(bundle: Bundle, model: Model) -> Session:
         return tensorrt.EngineSession(file.read_bytes())
     graph = bundle.root / bundle.model(f"onnxruntime-{model.precision}").file
     info = tensorrt.EngineInfo.from_dict(model.engine)
-    engine, fitting = tensorrt.load_or_rebuild(graph, file, info, cache=cache("engines"))
+    engine, fitting = tensorrt.load_or_rebuild(graph, file, info, cache=cache("engines"), timing_cache=timing_cache())
     session = tensorrt.EngineSession(engine, (fitting.info.package,))
     session.reason += f" ({fitting.note})" if fitting.note else ""
     return session
@@ -70,6 +70,11 @@ def _engine(bundle: Bundle, model: Model) -> Session:
 def cache(name: str) -> Path:
     """Return the folder of the user's cache for what this machine found out or built itself."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medlight" / name
+
+
+def timing_cache() -> Path:
+    """Return the file in the user's cache with how long TensorRT's kernels took in earlier builds."""
+    return cache("engines") / "timings"
 
 
 class OnnxSession:

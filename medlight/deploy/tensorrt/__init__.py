@@ -6,7 +6,7 @@ gone in 11, a failed build is ``None`` and a logged line, never an exception. Te
 named compute capabilities.
 """
 
-from medlight.deploy.tensorrt.build import GIB, Profile, Shape, build
+from medlight.deploy.tensorrt.build import GIB, Options, Profile, Shape, build
 from medlight.deploy.tensorrt.engine import Engine, EngineSession, write_report
 from medlight.deploy.tensorrt.info import EngineInfo, Fitting, Machine, fitting, load_or_rebuild
 from medlight.deploy.tensorrt.package import Package, find, unavailable
@@ -18,6 +18,7 @@ __all__ = [
     "EngineSession",
     "Fitting",
     "Machine",
+    "Options",
     "Package",
     "Profile",
     "Shape",

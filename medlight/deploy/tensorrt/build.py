@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from medlight.deploy.tensorrt.package import ANY, Package, find, is_rtx, logger, said
 from medlight.errors import MedlightError, UsageError
@@ -15,6 +16,14 @@ Shape = tuple[int, ...]
 Profile = tuple[Shape, Shape, Shape]  # smallest, best, largest
 Profiles = Mapping[str, Profile]  # of each input with free sizes
 GIB = 1 << 30
+
+
+class Options(TypedDict, total=False):
+    """Arguments of `build` that a caller chooses, and that an engine's record keeps; what they mean stands there."""
+
+    workspace: int
+    version_compatible: bool
+    hardware_compatible: bool
 
 
 def build(
@@ -35,7 +44,7 @@ def build(
     workspace: bytes of scratch memory a kernel may ask for.
     compute_capabilities: ``SM86`` and the like, with TensorRT for RTX only; none means this machine's GPU.
     timing_cache: file with how long kernels took in earlier builds; made, reused and extended. One of another GPU or
-        release is begun anew.
+        release is begun anew; where it can't be read or written the build goes on without it.
     version_compatible: later releases of the same major version run the engine too; ``tensorrt`` only.
     hardware_compatible: every GPU from Ampere on runs the engine, somewhat slower; ``tensorrt`` only.
 
@@ -65,7 +74,7 @@ def build(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = said(log) or "it gives no reason"
-        mend = "; mend: allow a larger workspace" if "workspace" in reason or "OutOfMemory" in reason else ""
+        mend = "; mend: allow a larger --workspace" if "workspace" in reason or "OutOfMemory" in reason else ""
         raise MedlightError(f"{onnx}: TensorRT can't build the engine: {reason}{mend}")
     _write_timings(config, timing_cache)
     return bytes(plan)
@@ -113,7 +122,10 @@ def _read_timings(config: Any, file: Path | None) -> None:
     """Hand earlier timings to the builder; a file that it does not take is as good as none."""
     if file is None:
         return
-    known = file.read_bytes() if file.is_file() else b""
+    try:
+        known = file.read_bytes()
+    except OSError:
+        known = b""
     for content in (known, b""):
         cache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):  # False: not of another device
@@ -124,7 +136,7 @@ def _write_timings(config: Any, file: Path | None) -> None:
     cache = config.get_timing_cache() if file is not None else None
     if cache is None or file is None:
         return
-    with replacing(file) as temporary:
+    with contextlib.suppress(OSError), replacing(file) as temporary:  # a home that can't be written to
         temporary.write_bytes(bytes(cache.serialize()))
 
 

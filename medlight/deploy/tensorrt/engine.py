@@ -111,16 +111,17 @@ class EngineSession:
 
 
 def write_report(
-    plan: bytes, out: Path, packages: Sequence[Package] = ANY, *, version_compatible: bool = False
+    plan: bytes | Engine, out: Path, packages: Sequence[Package] = ANY, *, version_compatible: bool = False
 ) -> str | None:
     """Write what an engine is made of, layer by layer, as JSON; returns why there is no report, or None.
 
     TensorRT tells it of a loaded engine only, and loads none without a GPU.
     """
     try:
-        layers = Engine(plan, packages, version_compatible=version_compatible).layers()
-    except MedlightError as error:
-        return f"no report of the engine's layers: {error}"
-    with replacing(out) as temporary:
-        temporary.write_text(json.dumps(layers, indent=1) + "\n")
+        engine = plan if isinstance(plan, Engine) else Engine(plan, packages, version_compatible=version_compatible)
+        text = json.dumps(engine.layers(), indent=1)
+        with replacing(out) as temporary:
+            temporary.write_text(text + "\n")
+    except (MedlightError, OSError, ValueError) as error:  # ValueError: what TensorRT says is no JSON
+        return f"no report of the engine's layers: {' '.join(str(error).split())}"
     return None

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from medlight.deploy.bundle import sha256
-from medlight.deploy.tensorrt.build import GIB, Profile, build
-from medlight.deploy.tensorrt.engine import Engine
+from medlight.deploy.tensorrt.build import GIB, Options, Profile, build
+from medlight.deploy.tensorrt.engine import Engine, write_report
 from medlight.deploy.tensorrt.package import ANY, Package, find
 from medlight.errors import MedlightError
 from medlight.scans.files import replacing
@@ -110,11 +110,16 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class Fitting:
-    """An engine that fits a machine; ``note`` is a sentence where it had to be built again, else None."""
+    """An engine that fits a machine.
+
+    note: a sentence where it had to be built again, else None.
+    kept: the file in the cache that holds what was built again, if one does.
+    """
 
     plan: bytes
     info: EngineInfo
     note: str | None = None
+    kept: Path | None = None
 
 
 def fitting(
@@ -146,15 +151,27 @@ def load_or_rebuild(
 ) -> tuple[Engine, Fitting]:
     """Load an engine, built again from the graph where it doesn't fit this machine or TensorRT refuses it.
 
+    What is built again is kept in the cache with a report of its layers beside it (``.layers.json``); where there can
+    be none, the note says why.
+
     Raises MedlightError where there is no CUDA device, UsageError where TensorRT is not installed.
     """
     machine = Machine.here((info.package, *ANY))
     found = fitting(onnx, engine, info, machine, cache=cache, timing_cache=timing_cache)
     try:
-        return _load(found), found
-    except MedlightError as error:
-        found = _again(onnx, info, machine, str(error), None, timing_cache)  # None: what was cached may be the reason
-    return _load(found), found
+        return _reported(_load(found), found)
+    except MedlightError as error:  # what was cached may be the reason, and is built anew too
+        found = _again(onnx, info, machine, str(error), cache, timing_cache, anew=True)
+    return _reported(_load(found), found)
+
+
+def _reported(engine: Engine, found: Fitting) -> tuple[Engine, Fitting]:
+    """Write the report of an engine that was built again, where there is none yet."""
+    report = found.kept.with_suffix(".layers.json") if found.kept else None
+    if report is None or report.is_file():
+        return engine, found
+    reason = write_report(engine, report)
+    return engine, dataclasses.replace(found, note=f"{found.note}; {reason}") if reason else found
 
 
 def _load(found: Fitting) -> Engine:
@@ -162,27 +179,37 @@ def _load(found: Fitting) -> Engine:
 
 
 def _again(
-    onnx: Path, info: EngineInfo, machine: Machine, reason: str, cache: Path | None, timing_cache: Path | None
+    onnx: Path,
+    info: EngineInfo,
+    machine: Machine,
+    reason: str,
+    cache: Path | None,
+    timing_cache: Path | None,
+    *,
+    anew: bool = False,
 ) -> Fitting:
+    """Build an engine with the options of an earlier one, or take what was so built; ``anew``: build it always."""
     rtx = machine.package == "tensorrt_rtx"
-    flags = (
-        {} if rtx else {"version_compatible": info.version_compatible, "hardware_compatible": info.hardware_compatible}
-    )
+    options: Options = {"workspace": info.workspace}
+    if not rtx:
+        options |= {"version_compatible": info.version_compatible, "hardware_compatible": info.hardware_compatible}
     profiles = [{name: _profile(shapes) for name, shapes in one.items()} for one in info.profiles]
-    options: dict[str, Any] = {"workspace": info.workspace, **flags}
     wanted = EngineInfo.of(machine, profiles, **options)
     file = cache / f"{_key(onnx, wanted)}.engine" if cache is not None else None
-    if file is not None and file.is_file():
-        return Fitting(
-            file.read_bytes(), wanted, f"a TensorRT engine that was built here from {onnx.name} is used: {reason}"
-        )
+    if file is not None and file.is_file() and not anew:
+        note = f"a TensorRT engine that was built here from {onnx.name} is used: {reason}"
+        return Fitting(file.read_bytes(), wanted, note, file)
     targets = [machine.architecture] if rtx else []
     packages = (machine.package,)
     plan = build(onnx, profiles, packages=packages, compute_capabilities=targets, timing_cache=timing_cache, **options)
     if file is not None:
-        with replacing(file) as temporary:
-            temporary.write_bytes(plan)
-    return Fitting(plan, wanted, f"the TensorRT engine was built again from {onnx.name}: {reason}")
+        try:
+            with replacing(file) as temporary:
+                temporary.write_bytes(plan)
+            file.with_suffix(".layers.json").unlink(missing_ok=True)  # of an earlier build
+        except OSError:
+            file = None  # a home that can't be written to: the next start builds again
+    return Fitting(plan, wanted, f"the TensorRT engine was built again from {onnx.name}: {reason}", file)
 
 
 def _key(onnx: Path, info: EngineInfo) -> str:
