@@ -56,6 +56,24 @@ def test_an_export_that_differs_fails_with_figures_and_a_tag(
     assert recorded.metrics()["export/max_abs_diff"] > 1e-4
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_a_lower_precision_that_differs_fails_too(
+    precision: str, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.deploy.test_export import BROKEN
+
+    breaks, tolerance = BROKEN[precision]
+    store.client().set_tag(recorded.run_id, "medlight.export", "complete")
+    breaks(monkeypatch)
+    assert run(recorded.run_id, "other", "--precision", precision) == 1
+    said = capsys.readouterr().err
+    assert f"the exported onnxruntime-{precision} differs from the trained network" in said
+    assert f"leave {precision} out" in said
+    assert not Path("other").exists()
+    assert recorded.tags()["medlight.export"] == "failed"
+    assert recorded.metrics()[f"export/onnxruntime-{precision}/score_diff"] > tolerance
+
+
 def test_a_sweep_means_its_best_trial(recorded: Recorded) -> None:
     parent = store.client().create_run(
         store.experiment_id("exports"),

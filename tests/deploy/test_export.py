@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 import medlight.deploy.export as export_module
 from medlight import tasks
-from medlight.deploy import tensorrt
+from medlight.deploy import half, quantise, tensorrt
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.export import check_targets, export
 from medlight.deploy.parity import ParityError
@@ -146,6 +146,72 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> None:
         return made
 
     monkeypatch.setattr(export_module, "export_onnx", export_onnx)
+
+
+def zeroed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let INT8 graphs have no weights left (their scales are 0), and so say background everywhere.
+
+    Small networks that have hardly learned anything do not say much else; a bias makes it certain.
+    """
+    real = quantise.quantise_within
+
+    def quantise_within(source, out, *given):
+        done = real(source, out, *given)
+        model = onnx.load(out)
+        scales = {node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+        weights = [i for i in model.graph.initializer if i.name in scales and np.prod(i.dims) > 1]
+        assert weights
+        for scale in weights:
+            scale.CopyFrom(numpy_helper.from_array(0 * numpy_helper.to_array(scale), scale.name))
+        last = [node for node in model.graph.node if node.op_type == "Conv"][-1]
+        (bias,) = (i for i in model.graph.initializer if i.name == last.input[2])
+        values = numpy_helper.to_array(bias).copy()
+        values[0] += 10
+        bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+        onnx.save(model, out)
+        return done
+
+    monkeypatch.setattr(quantise, "quantise_within", quantise_within)
+
+
+def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let half-precision graphs have weights with noise as large as they are."""
+    real, random = half.to_fp16, np.random.default_rng(0)
+
+    def to_fp16(source, out, batches=()):
+        done = real(source, out, batches)
+        model = onnx.load(out)
+        weights = [i for i in model.graph.initializer if i.data_type == onnx.TensorProto.FLOAT16 and len(i.dims) > 2]
+        assert weights
+        for weight in weights:
+            values = numpy_helper.to_array(weight).astype(np.float32)
+            values = values + random.normal(0, values.std(), values.shape)
+            weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), weight.name))
+        onnx.save(model, out)
+        return done
+
+    monkeypatch.setattr(half, "to_fp16", to_fp16)
+
+
+BROKEN = {"int8": (zeroed, 0.005), "fp16": (noisy, 0.002)}
+
+
+@pytest.mark.parametrize("precision", BROKEN)
+def test_a_lower_precision_outside_its_tolerance_is_not_published(
+    precision: str, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks, tolerance = BROKEN[precision]
+    options = {"cases": trained.cases, "training": trained.data.prepared["train"], "threads": 1}
+    breaks(monkeypatch)
+    said = rf"onnxruntime-{precision} differs .*the mean Dice by .*; tolerance {tolerance}; .*leave {precision} out"
+    with pytest.raises(ParityError, match=said) as error:
+        export(trained.checkpoint, tmp_path / "out", precision=[precision], **options)
+    assert list(tmp_path.iterdir()) == []
+    figures = error.value.figures
+    assert figures["passed"]  # float32 is as it was
+    broken = figures["models"][f"onnxruntime-{precision}"]
+    assert not broken["passed"]
+    assert broken["score_diff"] == abs(broken["dice"]["torch"] - broken["dice"]["bundle"]) > tolerance
 
 
 def test_another_network_is_not_published(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
