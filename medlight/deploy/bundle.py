@@ -34,6 +34,7 @@ class Model:
     dynamic_axes: names of the input's axes whose size is free (``batch``, ``i``, ``j``, ``k``).
     size_multiple: a free spatial size must be a multiple of this.
     engine: of a TensorRT engine, what it was built with and for.
+    kept: layers of an INT8 graph that stay in float32, for INT8 would cost too much there.
     """
 
     file: str
@@ -43,6 +44,7 @@ class Model:
     dynamic_axes: list[str]
     size_multiple: int
     engine: dict[str, Any] | None = None
+    kept: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:

@@ -86,7 +86,8 @@ def export(
     training: cases that ``int8`` is calibrated on.
     engines: options that TensorRT's engines are built with; a rebuild on another machine takes the same.
     progress: called with the cases compared and their total.
-    say: called with a line on what is there to know of the models (there is no report of an engine, and why).
+    say: called with a line on what is there to know of the models: which layers of INT8 stay in float32, why there is
+        no report of an engine.
 
     Raises ParityError with the figures where a model is outside its tolerance (nothing is left at ``out``), UsageError
     where ``out`` is there and is no bundle, or there is no case to compare on.
@@ -130,6 +131,7 @@ class _Maker:
         self.made: Exported = export_onnx(self._module, self._channels, self._window, self._graph)
         self.models: list[Model] = []
         self._engines: dict[str, dict[str, Any]] = {}  # what each was built with, by file
+        self._kept: list[str] = []  # layers of the INT8 graph that stay in float32
 
     def add(self, target: str, precision: str) -> None:
         """Make the file of a model where it is not there, and list it."""
@@ -145,7 +147,8 @@ class _Maker:
         axes, multiple, engine = self.made.dynamic_axes, self.made.size_multiple, None
         if target == "tensorrt":
             axes, multiple, engine = ["batch"], 1, self._engines[file.name]
-        self.models.append(Model(file.name, RUNTIMES[target], precision, sha256(file), axes, multiple, engine))
+        kept = self._kept if precision == "int8" else []
+        self.models.append(Model(file.name, RUNTIMES[target], precision, sha256(file), axes, multiple, engine, kept))
 
     def _onnx(self, precision: str) -> Path:
         file = self._folder / ("model.onnx" if precision == "fp32" else f"model_{precision}.onnx")
@@ -160,7 +163,12 @@ class _Maker:
 
         if not self._training:
             raise UsageError("int8 is calibrated on training patches, and no data are known; mend: --data FIT.yaml")
-        quantise_within(self._graph, file, self._batches, _distance(self._graph, self._batches), INT8_LIMIT)
+        distance = _distance(self._graph, self._batches)
+        done = quantise_within(self._graph, file, self._batches, distance, INT8_LIMIT)
+        self._kept = done.kept
+        if done.kept:
+            layers = f"{len(done.kept)} of {len(done.kept) + done.nodes} layers stay in float32"
+            self._say(f"{file.name}: {layers}, for INT8 costs too much there: {', '.join(done.kept)}")
         return file
 
     @cached_property

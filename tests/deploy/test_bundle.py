@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,27 @@ def bundle(tmp_path: Path) -> Bundle:
 def test_comes_back_as_written(bundle: Bundle) -> None:
     assert Bundle.load(bundle.root) == bundle
     assert Bundle.load(bundle.root).labels == (Label(0, "background"), Label(2, "liver", None, ("1", "SCT", "L")))
+
+
+def test_layers_that_stay_in_float32_come_back_and_older_bundles_name_none(bundle: Bundle) -> None:
+    int8 = replace(bundle.models[0], precision="int8", kept=["first", "last"])
+    replace(bundle, models=[*bundle.models, int8]).save()
+    assert [model.kept for model in Bundle.load(bundle.root).models] == [[], ["first", "last"]]
+    without(bundle, "models", "kept")
+    assert [model.kept for model in Bundle.load(bundle.root).models] == [[], []]
+
+
+def without(bundle: Bundle, key: str, *inner: str) -> None:
+    """Write the description as an older medlight did, without a key (of each entry below another one)."""
+    file = bundle.root / "bundle.json"
+    text = json.loads(file.read_text())
+    del text["digest"]
+    for entry in text[key] if inner else ():
+        del entry[inner[0]]
+    if not inner:
+        del text[key]
+    digest = hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps({**text, "digest": digest}))
 
 
 def test_an_altered_model_is_refused(bundle: Bundle) -> None:

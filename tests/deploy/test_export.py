@@ -20,6 +20,7 @@ from medlight.deploy import half, quantise, tensorrt
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.export import check_targets, export
 from medlight.deploy.parity import ParityError
+from medlight.deploy.qdq import LAYERS
 from medlight.deploy.runtime import Predictor
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare.reading import read_ref
@@ -304,6 +305,46 @@ def test_the_fastest_model_is_measured_once(trained: Trained, tmp_path: Path, mo
     remembered.write_text("not JSON")
     assert "fastest here" in Predictor(made, threads=1).runtime
     assert set(json.loads(remembered.read_text())) == set(times)
+
+
+def test_layers_that_int8_costs_too_much_are_named(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers in INT8 are said to lose too much, so some stay in float32."""
+    real, lost = export_module._distance, []
+
+    def distance(graph, batches):
+        measured = real(graph, batches)
+
+        def counted(file: Path) -> float:
+            lost.append(measured(file))
+            return lost[-1] if len(lost) > 1 else 1.0  # all layers in INT8 are too much
+
+        return counted
+
+    monkeypatch.setattr(export_module, "_distance", distance)
+    lines: list[str] = []
+    made = export(
+        trained.checkpoint,
+        tmp_path / "out",
+        cases=trained.cases[:1],
+        to=["onnx", "openvino"],
+        precision=["int8"],
+        training=trained.data.prepared["train"],
+        threads=1,
+        say=lines.append,
+    )
+    kept = made.model("onnxruntime-int8").kept
+    assert kept == made.model("openvino-int8").kept
+    assert made.model("onnxruntime-fp32").kept == []
+    graph = onnx.load(made.root / "model_int8.onnx").graph
+    quantised = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    in_fp32 = [n.name for n in graph.node if n.op_type in LAYERS and n.input[1] not in quantised]
+    assert in_fp32 == kept
+    assert len(lines) == 1
+    layers = quantise.layers(made.root / "model.onnx")
+    assert f"model_int8.onnx: {len(kept)} of {len(layers)} layers stay in float32" in lines[0]
+    assert lines[0].endswith(", ".join(kept))
 
 
 @pytest.mark.gpu
