@@ -65,6 +65,8 @@ class Bundle:
     models: what can be run; the first is the network in float32 for onnxruntime, which all others are made from.
     network: parameters, floating-point operations of one window, share of channels that were pruned.
     parity: figures of the comparison with the trained network; empty before it was made.
+    digests: SHA-256 of the files beside the models that predicting does without (parity.json, requirements.txt, reports
+        of engines); one may be taken away, but not altered. Empty in bundles of earlier days.
     """
 
     root: Path
@@ -79,6 +81,7 @@ class Bundle:
     network: dict[str, Any] = field(default_factory=dict)
     run_id: str | None = None
     parity: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @classmethod
@@ -100,7 +103,10 @@ class Bundle:
         models = [Model(**entry) for entry in text.pop("models")]
         bundle = cls(root=root, models=models, **text)
         for model in models:
-            bundle._check(model)
+            bundle._check(model.file, model.sha256)
+        for name, digest in bundle.digests.items():
+            if (root / name).exists():
+                bundle._check(name, digest)
         return bundle
 
     def save(self) -> None:
@@ -138,11 +144,11 @@ class Bundle:
         there = ", ".join(model.name for model in self.models) or "none"
         raise UsageError(f"{self.root}: no model {name!r} (there: {there}); mend: name one of them, or export it")
 
-    def _check(self, model: Model) -> None:
-        file = self.root / model.file
+    def _check(self, name: str, digest: str) -> None:
+        file = self.root / name
         if not file.is_file():
             raise MedlightError(f"{file} is missing from the bundle; {_AGAIN}")
-        if sha256(file) != model.sha256:
+        if sha256(file) != digest:
             raise MedlightError(f"{file} was altered after the export (its digest differs); {_AGAIN}")
 
 

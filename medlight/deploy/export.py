@@ -110,7 +110,9 @@ def export(
         figures = {"checked": False} if cases is None else _checked(task, bundle, cases, threads, progress)
         (folder / requirements.FILE).write_text(requirements.requirements(maker.models))
         (folder / PARITY).write_text(json.dumps(figures, indent=2) + "\n")
-        dataclasses.replace(bundle, parity=_summary(figures)).save()
+        models = {model.file for model in maker.models}
+        digests = {file.name: sha256(file) for file in sorted(folder.iterdir()) if file.name not in models}
+        dataclasses.replace(bundle, parity=_summary(figures), digests=digests).save()
     return Bundle.load(Path(out))
 
 

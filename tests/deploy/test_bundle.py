@@ -13,11 +13,15 @@ from medlight.deploy.bundle import Bundle, Model, sha256
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare.case import Label
 
+BESIDE = ["parity.json", "requirements.txt", "model.layers.json"]
+
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     (tmp_path / "model.onnx").write_bytes(b"weights")
     model = Model("model.onnx", "onnxruntime", "fp32", sha256(tmp_path / "model.onnx"), ["batch", "i"], 8)
+    for name in BESIDE:
+        (tmp_path / name).write_text(name)
     made = Bundle(
         root=tmp_path,
         task="segmentation",
@@ -29,6 +33,7 @@ def bundle(tmp_path: Path) -> Bundle:
         models=[model],
         tools={"torch": "2.13.0"},
         parity={"max_abs_diff": 1e-6},
+        digests={name: sha256(tmp_path / name) for name in BESIDE},
     )
     made.save()
     return made
@@ -65,6 +70,23 @@ def test_an_altered_model_is_refused(bundle: Bundle) -> None:
     with pytest.raises(MedlightError, match=r"model\.onnx was altered.*mend") as error:
         Bundle.load(bundle.root)
     assert error.value.exit_code == 1
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_an_altered_file_beside_the_models_is_refused(bundle: Bundle, name: str) -> None:
+    (bundle.root / name).write_text("another")
+    with pytest.raises(MedlightError, match=rf"{name} was altered after the export .*mend: export it again") as error:
+        Bundle.load(bundle.root)
+    assert error.value.exit_code == 1
+    without(bundle, "digests")  # a bundle of earlier days knows nothing of it
+    assert Bundle.load(bundle.root).digests == {}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_beside_the_models_may_be_taken_away_and_others_laid_there(bundle: Bundle, name: str) -> None:
+    (bundle.root / name).unlink()
+    (bundle.root / "registered_model_meta").write_text("what MLflow writes where it loads a model")
+    assert Bundle.load(bundle.root) == bundle
 
 
 def test_a_missing_model_is_refused(bundle: Bundle) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -50,6 +51,19 @@ def test_the_bundle_says_what_torch_says(bundle: Bundle, trained: Trained) -> No
     assert "case_0" not in (bundle.root / "parity.json").read_text()  # ids may be file names, and those patients'
     assert {f.name for f in bundle.root.iterdir()} == {"bundle.json", "model.onnx", "parity.json", "requirements.txt"}
     assert not [f for f in bundle.root.parent.iterdir() if f.name.startswith(".bundle")]
+
+
+def test_every_file_of_the_bundle_has_a_digest(bundle: Bundle, tmp_path: Path) -> None:
+    named = {"bundle.json", *bundle.digests, *(model.file for model in bundle.models)}
+    assert {file.name for file in bundle.root.iterdir()} == named
+    assert set(bundle.digests) == {"parity.json", "requirements.txt"}
+    for name in bundle.digests:
+        copy = tmp_path / name
+        shutil.copytree(bundle.root, copy)
+        with (copy / name).open("a") as stream:
+            stream.write("\n")
+        with pytest.raises(MedlightError, match=rf"{name} was altered after the export"):
+            Bundle.load(copy)
 
 
 def test_the_bundle_describes_itself(bundle: Bundle) -> None:

@@ -100,6 +100,7 @@ def test_the_command_line_reaches_the_builder_and_the_bundle(
     assert {name: kept[name] for name in ALL} == ALL
     assert fake.asked("engine_host_code_allowed") == [True]  # else a version-compatible engine does not load
     assert json.loads((bundle.root / "model.layers.json").read_text()) == {"Layers": ["convolution"]}
+    assert "model.layers.json" in bundle.digests
     assert (cache / "timings").read_bytes() == b"timed;"
     assert main([*words, "--threads", "1"]) == 0
     assert fake.asked("create_timing_cache")[-1] == b"timed;"  # what the first build measured
