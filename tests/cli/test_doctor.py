@@ -98,6 +98,20 @@ def test_broken_packages_are_lines_and_not_tracebacks(workdir, patient, monkeypa
     assert lines[-1] == "A fit can't run here yet: see !! above."
 
 
+def test_both_kinds_of_onnxruntime_are_warned_of(workdir, patient, monkeypatch, tmp_path):
+    facts = doctor.examine()
+    said = "onnxruntime and onnxruntime-gpu overwrite each other; mend: pip uninstall both"
+    assert not any("overwrite" in line for line in doctor.report(facts))
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        info = tmp_path / "packages" / f"{name}-1.32.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.32.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "packages"))
+    facts["warnings"] = doctor._warnings(facts)
+    assert any(line.startswith(f"!  {said}") for line in doctor.report(facts))
+    assert facts["can_fit"]
+
+
 def test_imports_that_never_end_are_not_waited_for(workdir, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "_PATIENCE", 2.0)
     monkeypatch.setitem(BROKEN, "monai", "import time; time.sleep(60)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,27 @@ def test_a_provider_that_is_not_there_is_said(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(MedlightError, match=r"has no TensorRT here \(it has CPUExecutionProvider.*; mend"):
         OnnxSession(onnx_file, 1, tensorrt="fp32")
+    said = capfd.readouterr()
+    assert said.out + said.err == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_cuda_that_does_not_load_is_said(
+    onnx_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """onnxruntime-gpu names CUDA on a machine without it, runs on the CPU and says nothing."""
+    version = onnxruntime.__version__
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    plain = OnnxSession(onnx_file, 2)
+    assert plain.reason == f"onnxruntime {version} on the CPU with 2 threads (this onnxruntime has no CUDA)"
+    built = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: built)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session = OnnxSession(onnx_file, 1)
+    assert session.reason == f"onnxruntime {version} on the CPU with 1 thread (CUDA did not load)"
+    image = np.zeros((1, 1, 16, 16), np.float32)
+    np.testing.assert_array_equal(session(image), plain(image))
     said = capfd.readouterr()
     assert said.out + said.err == ""
 
