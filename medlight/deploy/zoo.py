@@ -19,13 +19,20 @@ class Example:
     spec: ``{class_path, init_args}``; what the data decides is left out.
     window: voxels along each axis.
     classifies: gives one row of probabilities for a whole image, not for each voxel.
+    fixed: an image of another size is not taken, once it is exported (position embeddings, fixed reshapes).
     """
 
     spec: dict[str, Any]
     spatial_dims: int
     window: list[int]
     classifies: bool = False
+    fixed: bool = False
     channels: list[str] = field(default_factory=lambda: ["image"])
+
+    @property
+    def free_axes(self) -> list[str]:
+        """Axes of the exported input that may have another size."""
+        return ["batch"] if self.fixed else ["batch", *"ijk"[: self.spatial_dims]]
 
     def signature(self) -> dict[str, Any]:
         """Return the signature of data that the network is built for."""
@@ -68,8 +75,11 @@ def _see(network: nn.Module, images: Tensor) -> None:
         network.train()(images)
 
 
-def _example(name: str, dims: int, window: int, classifies: bool = False, **arguments: Any) -> Example:
-    return Example({"class_path": f"{_NETS}.{name}", "init_args": arguments}, dims, [window] * dims, classifies)
+def _example(
+    name: str, dims: int, window: int, classifies: bool = False, *, fixed: bool = False, **arguments: Any
+) -> Example:
+    spec = {"class_path": f"{_NETS}.{name}", "init_args": arguments}
+    return Example(spec, dims, [window] * dims, classifies, fixed)
 
 
 _UNET: dict[str, Any] = {"channels": [8, 16, 32], "strides": [2, 2]}
@@ -88,10 +98,10 @@ ZOO: dict[str, Example] = {
     "UNet": _example("UNet", 3, 32, num_res_units=2, **_UNET),
     "AttentionUnet": _example("AttentionUnet", 3, 32, **_UNET),
     "VNet": _example("VNet", 3, 32),
-    "SwinUNETR": _example("SwinUNETR", 3, 64, feature_size=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8]),
-    "UNETR": _example("UNETR", 3, 32, feature_size=8, **_TRANSFORMER),
+    "SwinUNETR": _example("SwinUNETR", 3, 64, fixed=True, feature_size=12, depths=[1, 1, 1, 1], num_heads=[1, 2, 4, 8]),
+    "UNETR": _example("UNETR", 3, 32, fixed=True, feature_size=8, **_TRANSFORMER),
     "ResNet": _example("ResNet", 3, 32, True, block="basic", layers=[1, 1, 1, 1], block_inplanes=[8, 16, 32, 64]),
     "DenseNet": _example("DenseNet", 3, 32, True, init_features=16, growth_rate=8, block_config=[2, 2, 2]),
     "EfficientNet": _example("EfficientNetBN", 3, 64, True, model_name="efficientnet-b0"),
-    "ViT": _example("ViT", 3, 32, True, patch_size=[16, 16, 16], num_layers=2, **_TRANSFORMER),
+    "ViT": _example("ViT", 3, 32, True, fixed=True, patch_size=[16, 16, 16], num_layers=2, **_TRANSFORMER),
 }

@@ -13,7 +13,10 @@ import torch
 from monai.networks.nets import UNETR, DynUNet, ResNet, UNet
 from torch import nn
 
+from medlight.deploy import onnx_export
 from medlight.deploy.onnx_export import export_onnx, size_multiple
+from medlight.deploy.runtime.session import OnnxSession, OpenVinoSession
+from medlight.deploy.zoo import ZOO
 from medlight.errors import MedlightError, UsageError
 
 
@@ -94,6 +97,31 @@ def test_an_absent_package_names_its_extra(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_multiple_divides_every_side() -> None:
     assert [size_multiple(w) for w in ([40, 56, 40], [96, 96, 96], [28, 28], [15, 8], [64, 32, 1])] == [8, 32, 4, 1, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # SwinUNETR takes minutes to export
+@pytest.mark.parametrize("name", ZOO)
+def test_every_network_has_its_free_sizes_and_says_what_torch_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, file = ZOO[name], tmp_path / "m.onnx"
+    if not example.fixed:
+        monkeypatch.setattr(onnx_export, "_SYMBOLIC_SECONDS", 900)  # how busy the machine is must not decide
+    module, channels, window = example.module(), len(example.channels), example.window
+    made = export_onnx(module, channels, window, file)
+    assert made.dynamic_axes == example.free_axes
+    assert made.size_multiple == (1 if example.fixed else size_multiple(window))
+    sizes = [(1, window), (2, window)]
+    if not example.fixed:
+        sizes.append((1, [side + made.size_multiple * (axis == 0) for axis, side in enumerate(window)]))
+    runtimes = [OnnxSession(file, 1), OpenVinoSession(file, "fp32", 1)]
+    for batch, size in sizes:
+        image = torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(7))
+        with torch.no_grad():
+            expected = module(image).numpy()
+        for session in runtimes:
+            np.testing.assert_allclose(session(image.numpy()), expected, atol=1e-4, rtol=0, err_msg=session.reason)
 
 
 def test_files_pass_onnx_own_check(tmp_path: Path) -> None:
