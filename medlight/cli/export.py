@@ -29,10 +29,15 @@ example:
 Every model is compared with torch on whole validation cases, each path from the input file on. Where one is outside
 its tolerance nothing is written and the exit code is 1: fp32 1e-4 of any probability; fp16 and bf16 0.002, int8 0.005
 of the mean Dice (classification: AUROC). INT8 is calibrated on training patches. --prune takes channels out of the
-network and fits it once more by the run's own recipe, as a run of its own; the table shows each step.
+network and fits it once more by the run's own recipe, as a run of its own; the table, --json and pruning.json of that
+run show each step.
 TensorRT's engines are for this GPU and release, and are built again elsewhere; --version-compatible and
 --hardware-compatible make slower ones that later releases and other GPUs run too.
 RUN may be a sweep: its best trial is taken."""
+
+Row = dict[str, Any]  # what a model costs and says, see `_rows`
+Steps = dict[str, list[Row]]  # towards a pruned network, in their order
+_TITLES = {"before_pruning": "before pruning: ", "before_fine_tuning": "before fine-tuning: "}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,11 +98,12 @@ def run(args: argparse.Namespace) -> int:
     cases, training = _cases(args, subject, "int8" in precision)
     options: dict[str, Any] = {"cases": cases, "training": training, "threads": args.threads}
     with tempfile.TemporaryDirectory() as folder:
-        steps: dict[str, Bundle] = {}
+        steps: Steps = {}
         if args.prune is not None:
-            steps["before pruning: "] = export(subject.checkpoint, Path(folder) / "before", **options)
+            before = export(subject.checkpoint, Path(folder) / "before", **options)
             untuned = _without_channels(subject.checkpoint, args.prune, Path(folder) / "untuned.ckpt")
-            steps["before fine-tuning: "] = export(untuned, Path(folder) / "untuned", **options)
+            narrow = export(untuned, Path(folder) / "untuned", **options)
+            steps = {"before_pruning": _rows(before, args.threads), "before_fine_tuning": _rows(narrow, args.threads)}
             subject = _pruned(args, subject)
         out = args.out or Path(f"{subject.name}-bundle")
         replaced = (out / "bundle.json").is_file()
@@ -108,15 +114,18 @@ def run(args: argparse.Namespace) -> int:
         except MedlightError as error:
             if not isinstance(error, UsageError):
                 _record(subject, {"medlight.export": "failed"}, error.figures if isinstance(error, ParityError) else {})
+                _record_steps(subject, steps)
             raise
         if replaced:
             _say(args, f"{out}: replaces the bundle that was there")
         _record(subject, tags(bundle, skipped), bundle.parity, bundle.root)
+        rows = _rows(bundle, args.threads)
+        _record_steps(subject, {**steps, "pruned": rows} if steps else {})
         if subject.run_id and bundle.checked:
             address = registered(bundle, subject.run_id)
             _record(subject, {"medlight.model": address}, {})
             _say(args, f"registered: {address}")
-        _show(args, bundle, steps)
+        _show(args, bundle, rows, steps)
     return 0
 
 
@@ -264,8 +273,23 @@ def _record(subject: _Subject, tags: dict[str, str], figures: dict[str, Any], bu
             client.set_tag(subject.run_id, name, value)
 
 
-def _show(args: argparse.Namespace, bundle: Bundle, steps: dict[str, Bundle]) -> None:
-    """Print what each model costs and says. steps: towards the bundle, by what is written before their models."""
+def _record_steps(subject: _Subject, steps: Steps) -> None:
+    """Write what pruning and fine-tuning did to the pruned network's run: pruning.json, and the scores as metrics."""
+    if not steps or subject.run_id is None:
+        return
+    from medlight.tracking import store
+
+    client = store.client()
+    with store.reached():
+        client.log_dict(subject.run_id, steps, "pruning.json")
+        for step, rows in steps.items():
+            for name in ("dice", "auroc"):
+                if rows[0][name] is not None:
+                    client.log_metric(subject.run_id, f"export/{step}/{name}", rows[0][name])
+
+
+def _show(args: argparse.Namespace, bundle: Bundle, models: list[Row], steps: Steps) -> None:
+    """Print what each model costs and says, and each step towards the bundle."""
     from rich.console import Console
     from rich.table import Table
 
@@ -274,9 +298,9 @@ def _show(args: argparse.Namespace, bundle: Bundle, steps: dict[str, Bundle]) ->
     score = "Dice" if bundle.task == "segmentation" else "AUROC"
     columns = ["model", "file", "MB", "Gflop", "ms a window", score, "largest difference", "judged by", "tolerance"]
     table = Table(*columns)
-    rows = [row for prefix, step in steps.items() for row in _rows(step, args.threads, prefix)]
-    for row in [*rows, *_rows(bundle, args.threads)]:
-        table.add_row(*row)
+    for step, rows in {**steps, "": models}.items():
+        for row in rows:
+            table.add_row(*_cells(row, _TITLES.get(step, "")))
     console = Console(stderr=args.json == "-")
     if not console.is_terminal:
         console = Console(stderr=args.json == "-", width=180)
@@ -285,33 +309,52 @@ def _show(args: argparse.Namespace, bundle: Bundle, steps: dict[str, Bundle]) ->
     model = bundle.models[0]
     sizes = f" (spatial sizes in multiples of {model.size_multiple})" if model.size_multiple > 1 else ""
     console.print(f"free sizes: {', '.join(model.dynamic_axes)}{sizes}")
-    write_json(args.json, {"bundle": str(bundle.root), "run_id": bundle.run_id, "parity": figures})
+    found = {"bundle": str(bundle.root), "run_id": bundle.run_id, "parity": figures, "models": models}
+    write_json(args.json, found | ({"steps": steps} if steps else {}))
 
 
-def _rows(bundle: Bundle, threads: int | None, prefix: str = "") -> list[list[str]]:
+def _rows(bundle: Bundle, threads: int | None) -> list[Row]:
+    """Return what each model of a bundle costs and says; what is not known is None.
+
+    Keys: model, file, bytes, parameters and flops (of the network; of one window), ms (a window, here), dice, auroc
+    (means over the cases), max_abs_diff (of probabilities), judged_by, difference, tolerance.
+    """
     from medlight.deploy.runtime.choice import seconds_a_window
 
     of_models = {bundle.models[0].name: bundle.parity, **bundle.parity.get("models", {})}
     times = seconds_a_window(bundle, threads)
-    rows = []
-    for model in bundle.models:
-        size = f"{(bundle.root / model.file).stat().st_size / 1e6:.1f}"
-        speed = f"{1000 * times[model.name]:.1f}" if model.name in times else "-"
-        operations = f"{bundle.network['flops'] / 1e9:.2f}"
-        row = [f"{prefix}{model.name}", model.file, size, operations, speed]
-        rows.append([*row, *_figures(of_models.get(model.name, {}))])
-    return rows
+    return [
+        {
+            "model": model.name,
+            "file": model.file,
+            "bytes": (bundle.root / model.file).stat().st_size,
+            "parameters": bundle.network["parameters"],
+            "flops": bundle.network["flops"],
+            "ms": 1000 * times[model.name] if model.name in times else None,
+            **_figures(of_models.get(model.name, {})),
+        }
+        for model in bundle.models
+    ]
 
 
-def _figures(figures: dict[str, Any]) -> list[str]:
-    if "max_abs_diff" not in figures:
-        return ["-"] * 4
-    scores = figures["dice"] or figures.get("auroc")
-    score = f"{scores['bundle']:.4f}" if scores else "-"
-    judged, apart = "probabilities", figures["max_abs_diff"]
-    if figures["precision"] != "fp32":
+def _figures(figures: dict[str, Any]) -> Row:
+    judged, apart = "probabilities", figures.get("max_abs_diff")
+    if figures.get("precision", "fp32") != "fp32":
         judged, apart = figures["score"], figures["score_diff"]
-    return [score, f"{figures['max_abs_diff']:.1e}", f"{judged} {apart:.1e}", f"{figures['tolerance']:g}"]
+    means = {name: (figures.get(name) or {}).get("bundle") for name in ("dice", "auroc")}
+    known = {"max_abs_diff": figures.get("max_abs_diff"), "tolerance": figures.get("tolerance")}
+    return {**means, **known, "judged_by": judged if apart is not None else None, "difference": apart}
+
+
+def _cells(row: Row, title: str) -> list[str]:
+    """Return a row of the table."""
+    speed = "-" if row["ms"] is None else f"{row['ms']:.1f}"
+    costs = [f"{title}{row['model']}", row["file"], f"{row['bytes'] / 1e6:.1f}", f"{row['flops'] / 1e9:.2f}", speed]
+    if row["difference"] is None:
+        return [*costs, *["-"] * 4]
+    score = row["auroc"] if row["dice"] is None else row["dice"]
+    said = [f"{row['max_abs_diff']:.1e}", f"{row['judged_by']} {row['difference']:.1e}", f"{row['tolerance']:g}"]
+    return [*costs, "-" if score is None else f"{score:.4f}", *said]
 
 
 def _say(args: argparse.Namespace, line: str) -> None:

@@ -93,8 +93,8 @@ def compare(
     Returns the figures of each model (plain values, for parity.json) and the id of the case it does worst on. Figures:
     runtime, precision, tolerance, passed, cases (how many), max_abs_diff, mean_abs_diff (of probabilities),
     label_agreement (share of voxels or cases), score and score_diff (see `_score`), dice_diff (the largest of a case)
-    and dice (the means of torch and of the model; both None without labels), auroc (the same over the classes; None for
-    segmentation, or where no class has cases on both sides), worst_case, per_case.
+    and dice (the means of torch and of the model; both None without labels), auroc_diff and auroc (of a class, and over
+    the classes; None for segmentation, or where no class has cases on both sides), worst_case, per_case.
     """
     rows: dict[str, list[CaseParity]] = {name: [] for name in predictors}
     for number, case in enumerate(cases):
@@ -114,6 +114,7 @@ def compare(
 def _figures(precision: str, rows: list[CaseParity], worst: int) -> Figures:
     tolerance, largest = TOLERANCE[precision], rows[worst].max_abs_diff
     score, apart = _score(rows)
+    aurocs = _aurocs(rows)
     differences = [row.dice_diff for row in rows if row.dice_diff is not None]
     return {
         "checked": True,
@@ -128,7 +129,8 @@ def _figures(precision: str, rows: list[CaseParity], worst: int) -> Figures:
         "score_diff": apart,
         "dice_diff": max(differences) if differences else None,
         "dice": _mean_dice(rows),
-        "auroc": _means(_aurocs(rows)),
+        "auroc_diff": max((abs(one - other) for one, other in aurocs), default=None),
+        "auroc": _means(aurocs),
         "worst_case": rows[worst].case,
         "per_case": [row.written() for row in rows],
     }

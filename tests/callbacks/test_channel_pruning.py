@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import medlight.deploy.export as export_module
 from medlight import tasks
 from medlight.callbacks import ChannelPruning
 from medlight.cli.main import main
 from medlight.config import Config, set_path
 from medlight.deploy.bundle import Bundle
+from medlight.deploy.export import export
+from medlight.deploy.parity import ParityError
 from medlight.deploy.runtime import Predictor
 from medlight.errors import MedlightError, UsageError
 from medlight.launch.fit import FitResult, Launch, fit
+from medlight.networks.prune import flops
 from medlight.scans import read
 from medlight.tracking import store
 from tests.deploy.recorded import Recorded, recorded_fit
@@ -92,12 +98,14 @@ def test_a_stopped_export_goes_on_with_its_fit(
 
 def test_export_prunes_and_shows_both(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--prune", "0.5", "--to", "onnx,openvino", "--precision", "int8", "--threads", "1"]
-    assert main(["export", recorded.run_id, "out", *words]) == 0
+    assert main(["export", recorded.run_id, "out", *words, "--json", "figures.json"]) == 0
     said = capsys.readouterr().out
     assert "before pruning: onnxruntime-fp32" in said
     assert "before fine-tuning: onnxruntime-fp32" in said
     assert "openvino-int8" in said
     bundle = Bundle.load(Path("out"))
+    figures = json.loads(Path("figures.json").read_text())
+    check_steps(figures, bundle, recorded, said)
     assert bundle.network["pruned"] == 0.5
     assert bundle.run_id != recorded.run_id
     assert store.client().get_run(bundle.run_id).info.run_name == "wide-pruned"
@@ -109,6 +117,68 @@ def test_export_prunes_and_shows_both(recorded: Recorded, capsys: pytest.Capture
     ]
     scan = next((recorded.root / "images").glob("*"))
     assert Predictor(bundle, threads=1, model="openvino-int8").predict(read(scan)).label is not None
+
+
+def check_steps(figures: dict[str, Any], bundle: Bundle, recorded: Recorded, said: str) -> None:
+    """What each step costs and scores is that of networks built and measured here."""
+    (whole,), (narrow,), models = *figures["steps"].values(), figures["models"]
+    assert list(figures["steps"]) == ["before_pruning", "before_fine_tuning"]
+    wide = tasks.load(store.artifact(recorded.run_id, "checkpoints/best.ckpt"))
+    parameters, operations = weights_and_flops(wide)
+    assert (whole["parameters"], whole["flops"]) == (parameters, operations)
+    options = {"cases": None, "threads": 1}
+    exported = export(store.artifact(recorded.run_id, "checkpoints/best.ckpt"), Path("whole"), **options)
+    assert whole["bytes"] == (exported.root / "model.onnx").stat().st_size
+    wide.prune(0.5)
+    parameters, operations = weights_and_flops(wide)
+    assert (narrow["parameters"], narrow["flops"]) == (parameters, operations)
+    assert narrow["bytes"] < 0.6 * whole["bytes"]
+    assert [model["model"] for model in models] == [model.name for model in bundle.models]
+    assert {model["flops"] for model in models} == {operations}
+    assert [m["bytes"] for m in models] == [(bundle.root / m.file).stat().st_size for m in bundle.models]
+    score = {row["dice"] for row in (whole, narrow, models[0])}
+    assert len(score) == 3  # three networks
+    assert models[0]["dice"] == bundle.parity["dice"]["bundle"]
+    assert models[0]["difference"] == bundle.parity["max_abs_diff"] < 1e-4
+    assert whole["difference"] < 1e-4
+    assert min(row["ms"] for row in (whole, narrow, *models)) > 0
+    lines = {title: next(line for line in said.splitlines() if f"{title}: onnx" in line) for title in TITLES}
+    for title, row in zip(TITLES, (whole, narrow), strict=True):
+        assert f" {row['dice']:.4f} " in lines[title]
+        assert f" {row['flops'] / 1e9:.2f} " in lines[title]
+    assert bundle.run_id is not None
+    kept = json.loads(store.artifact(bundle.run_id, "pruning.json").read_text())
+    assert kept == {**figures["steps"], "pruned": models}
+    metrics = store.client().get_run(bundle.run_id).data.metrics
+    for step, (first, *_) in kept.items():
+        assert metrics[f"export/{step}/dice"] == first["dice"]
+
+
+def test_the_steps_are_kept_where_the_export_fails(recorded: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = export_module._checked
+
+    def checked(task: Any, bundle: Bundle, *given: Any) -> dict[str, Any]:
+        found = real(task, bundle, *given)
+        if bundle.run_id:  # the steps towards the bundle have none
+            raise ParityError("the exported model differs", found)
+        return found
+
+    monkeypatch.setattr(export_module, "_checked", checked)
+    assert main(["export", recorded.run_id, "failing", "--prune", "0.5", "--threads", "1"]) == 1
+    assert not Path("failing").exists()
+    (run,) = store.runs("attributes.run_name = 'wide-pruned' AND tags.`medlight.export` = 'failed'")
+    kept = json.loads(store.artifact(run.info.run_id, "pruning.json").read_text())
+    assert list(kept) == ["before_pruning", "before_fine_tuning"]
+    assert run.data.metrics["export/before_pruning/dice"] == kept["before_pruning"][0]["dice"]
+
+
+TITLES = ["before pruning", "before fine-tuning"]
+
+
+def weights_and_flops(task: Any) -> tuple[int, int]:
+    """Parameters of what is deployed, and operations of one window."""
+    module = task.deployable()
+    return sum(p.numel() for p in module.parameters()), flops(module, torch.zeros(1, 1, 16, 16, 16))
 
 
 def test_wrong_uses_are_refused(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:

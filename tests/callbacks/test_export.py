@@ -11,7 +11,7 @@ import pytest
 
 import medlight.deploy.export as export_module
 from medlight.callbacks.checkpoint import Checkpoint
-from medlight.callbacks.export import Export
+from medlight.callbacks.export import Export, metrics
 from medlight.deploy.bundle import Bundle
 from medlight.errors import MedlightError
 from medlight.launch.fit import Launch, fit
@@ -59,6 +59,15 @@ def test_a_failed_export_does_not_undo_a_fit(recorded: Recorded, monkeypatch: py
     tags = store.client().get_run(result.run_id).data.tags
     assert result.state == tags["medlight.state"] == "complete"
     assert tags["medlight.export"] == "failed"
+
+
+def test_differences_of_dice_and_auroc_are_metrics() -> None:
+    figures: dict[str, Any] = {"max_abs_diff": 1e-6, "mean_abs_diff": 1e-7, "dice_diff": 0.25, "auroc_diff": None}
+    expected = {"export/max_abs_diff": 1e-6, "export/mean_abs_diff": 1e-7, "export/dice_diff": 0.25}
+    assert metrics(figures) == expected
+    assert metrics(figures | {"dice_diff": None, "auroc_diff": 0.125})["export/auroc_diff"] == 0.125
+    int8 = {"max_abs_diff": 0.5, "score_diff": 0.003, "auroc_diff": 0.003}
+    assert metrics({"models": {"openvino-int8": int8}})["export/openvino-int8/score_diff"] == 0.003
 
 
 def test_the_callback_works_without_a_logger(tmp_path: Path) -> None:

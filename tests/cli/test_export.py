@@ -34,6 +34,9 @@ def test_a_run_is_exported_compared_and_recorded(recorded: Recorded, capsys: pyt
     assert bundle.parity["cases"] == 2
     figures = json.loads(Path("figures.json").read_text())
     assert figures["parity"]["max_abs_diff"] == bundle.parity["max_abs_diff"] < 1e-4
+    (model,) = figures["models"]
+    assert (model["model"], model["dice"]) == ("onnxruntime-fp32", bundle.parity["dice"]["bundle"])
+    assert "steps" not in figures
     assert recorded.tags()["medlight.tensorrt"].startswith("skipped: ")
     assert recorded.tags()["medlight.model"].startswith("models:/exports-tiny/")
     assert "registered: models:/exports-tiny/" in said

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 
 import medlight.deploy.export as export_module
 from medlight import tasks
+from medlight.callbacks.export import metrics
 from medlight.deploy import half, quantise, tensorrt
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.export import check_targets, export
@@ -141,6 +142,8 @@ def test_classification(tmp_path: Path, options: dict) -> None:
     made = export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases, threads=1)
     assert made.parity["max_abs_diff"] < 1e-4
     assert made.parity["label_agreement"] == 1
+    auroc = made.parity["auroc"]
+    assert metrics(made.parity)["export/auroc_diff"] >= abs(auroc["torch"] - auroc["bundle"])
     prediction = Predictor(made, threads=1).predict(read_ref(trained.cases[0].images["image"]))
     assert prediction.label is None
     assert prediction.probabilities.shape == (len(made.outputs),)

@@ -33,10 +33,13 @@ def test_a_classification_is_judged_by_its_auroc(data, classes: int, count: int)
             wanted.append([mannwhitneyu(s[inside, index], s[~inside, index])[0] / pairs for s in (torch, model)])
     if not wanted:
         assert figures["auroc"] is None
+        assert figures["auroc_diff"] is None
         assert figures["score"] == "probability"
         return
     means = np.mean(wanted, axis=0)
     assert list(figures["auroc"].values()) == pytest.approx(means.tolist(), abs=1e-5)
     assert figures["score"] == "auroc"
     assert figures["score_diff"] == pytest.approx(np.abs(np.diff(wanted)).max(), abs=1e-5)
+    assert figures["auroc_diff"] == figures["score_diff"]
+    assert _figures("fp32", rows_of(targets, torch, model), 0)["auroc_diff"] == figures["auroc_diff"]
     assert figures["passed"] == (figures["score_diff"] <= 0.005)
