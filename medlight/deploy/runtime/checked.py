@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medlight.deploy.runtime import memory
 from medlight.deploy.runtime.fit_for import misfits, refuse
@@ -68,15 +68,16 @@ def predict_checked(
         found = misfits(predictor.bundle.data, predictor.preparation, scans)
         if not force:
             refuse(found)
-        memory.check(predictor.bundle, predictor.preparation, scans, probabilities=probabilities)
+        options: dict[str, Any] = {"probabilities": probabilities, "batch": predictor.batch}
+        batch = memory.affordable(predictor.bundle, predictor.preparation, scans, **options)
         label, chances, spread = None, [], None
         if predictor.bundle.task == "classification":
-            chances = [float(value) for value in predictor.predict(scans, progress).probabilities]
+            chances = [float(value) for value in predictor.predict(scans, progress, batch).probabilities]
         elif probabilities:
-            whole = predictor.predict(scans, progress)
+            whole = predictor.predict(scans, progress, batch)
             label, spread = whole.label, predictor.probability_map(whole, next(iter(scans.values())))
         else:
-            label = predictor.segment(scans, progress)
+            label = predictor.segment(scans, progress, batch)
     except MedlightError as error:
         raise MedlightError(f"{named(next(iter(sources.values())))}: {error}") from None
     return Outcome(scans, label, chances, spread, mended, [f"forced: {text}" for text in found] + mended)

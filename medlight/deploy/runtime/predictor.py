@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.deploy.bundle import Bundle
-from medlight.deploy.runtime.choice import chosen, fastest
+from medlight.deploy.runtime.choice import Choice, chosen, fastest
 from medlight.deploy.runtime.session import Session
 from medlight.deploy.runtime.sliding import blended, fitted, joined
 from medlight.errors import MedlightError
@@ -45,53 +45,60 @@ class Predictor:
     """Runs a bundle. The same input always gives the same output, whatever the number of windows in a batch.
 
     runtime: one line that says which runtime was picked and why.
+    batch: windows in one run of the model.
     """
 
     def __init__(
         self,
         bundle: Bundle | Path | str,
         threads: int | None = None,
-        batch: int = 1,
+        batch: int | None = None,
         session: Session | None = None,
         model: str | None = None,
     ) -> None:
         """Load a bundle (a folder, or one already loaded).
 
         threads: of the CPU runtime; by default one for each CPU that this process may use.
-        batch: windows in one run of the model.
+        batch: windows in one run of the model; by default what was faster on this machine, 1 with a ``session``.
         session: what runs the network; by default the fastest of the bundle's models on this machine.
         model: the one to run instead, as ``runtime`` or ``runtime-precision`` (``openvino-int8``).
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(Path(bundle))
-        self._session: Session = session or (
-            chosen(self.bundle, model, threads) if model else fastest(self.bundle, threads)
-        )
+        if session is not None:
+            choice = Choice(session, 1)
+        else:
+            choice = chosen(self.bundle, model, threads) if model else fastest(self.bundle, threads)
+        self._session: Session = choice.session
         self.asked = model  # None: whichever is the fastest
-        self._batch = batch
+        self.batch = batch or choice.batch
         self.preparation = Preparation(**self.bundle.data["preparation"])
         self._normalisers = [normaliser_from(spec) for spec in self.bundle.data["normalise"]]
-        self.runtime = self._session.reason
+        self.runtime = self._session.reason + (f", {self.batch} windows at once" if self.batch > 1 else "")
 
-    def predict(self, scan: Volume | Mapping[str, Volume], progress: Progress | None = None) -> Prediction:
+    def predict(
+        self, scan: Volume | Mapping[str, Volume], progress: Progress | None = None, batch: int | None = None
+    ) -> Prediction:
         """Predict one scan, or the contrasts of one examination (brought onto the first one's grid).
 
-        progress: called with the windows done and their total.
+        progress: called with the windows done and their total. batch: windows in one run, where not as many as usual.
         Raises MedlightError where the scan does not fit the bundle: channels, dimensions, values that are not finite.
         """
         prepared, image, pad = self._prepared(scan)
         if self.bundle.task == "classification":
             return Prediction(self._classify(image, pad), prepared.affine)
-        probabilities = joined(self._slabs(image, pad, progress), prepared.image.shape[1:])
+        probabilities = joined(self._slabs(image, pad, progress, batch), prepared.image.shape[1:])
         label = self.label_map(probabilities, prepared)
         return Prediction(probabilities, prepared.affine, label, prepared.frames)
 
-    def segment(self, scan: Volume | Mapping[str, Volume], progress: Progress | None = None) -> Volume:
+    def segment(
+        self, scan: Volume | Mapping[str, Volume], progress: Progress | None = None, batch: int | None = None
+    ) -> Volume:
         """Return the label map of `predict` alone, with no more of the probabilities in memory than is being worked on.
 
-        Raises what `predict` does.
+        Takes and raises what `predict` does.
         """
         prepared, image, pad = self._prepared(scan)
-        slabs = self._slabs(image, pad, progress)
+        slabs = self._slabs(image, pad, progress, batch)
         if prepared.frames:
             return self.label_map(joined(slabs, prepared.image.shape[1:]), prepared)
         found = self._empty(prepared)
@@ -158,10 +165,10 @@ class Predictor:
         image, pad = self._normalised(prepared)
         return prepared, image[..., 0] if self.bundle.data["spatial_dims"] == 2 else image, pad
 
-    def _slabs(self, image: Array, pad: list[float], progress: Progress | None) -> Iterator[Array]:
+    def _slabs(self, image: Array, pad: list[float], progress: Progress | None, batch: int | None) -> Iterator[Array]:
         """Probabilities ``(L, i, J, K)``, slab by slab along I."""
         window, flat = self.bundle.window, self.bundle.data["spatial_dims"] == 2
-        options: dict[str, Any] = {"overlap": float(window["overlap"]), "batch": self._batch}
+        options: dict[str, Any] = {"overlap": float(window["overlap"]), "batch": batch or self.batch}
         for slab in blended(image, window["size"], self._session, pad_value=pad, progress=progress, **options):
             yield slab[..., None] if flat else slab
 

@@ -62,7 +62,8 @@ def blended(
 
     image: ``(C, I, J)`` or ``(C, I, J, K)`` float32; padded on both sides with ``pad_value`` (one a channel, 0 by
         default) where it is smaller than the window.
-    model: ``(B, C, *window)`` to ``(B, L, *window)``, B at most ``batch``.
+    model: ``(B, C, *window)`` to ``(B, L, *window)``. B is ``batch``, and 1 for the windows that are left over: some
+        runtimes compile the network for each size they meet.
     progress: called with the windows done and their total.
 
     Slabs are ``(L, i, J)`` or ``(L, i, J, K)`` float32, see `joined`. One comes as soon as no window that is left
@@ -73,8 +74,11 @@ def blended(
     places = list(_windows(padded.shape[1:], window, overlap))
     weights = gaussian_weights(window)
     sums: _Sums | None = None
-    for first in range(0, len(places), batch):
-        group = places[first : first + batch]
+    whole = len(places) - len(places) % batch
+    done = 0
+    while done < len(places):
+        group = places[done : done + (batch if done < whole else 1)]
+        done += len(group)
         outputs = model(np.stack([padded[:, *place] for place in group]))
         sums = sums or _Sums(outputs.shape[1], (window[0], *padded.shape[2:]), inside)
         for place, output in zip(group, outputs, strict=True):
@@ -82,7 +86,7 @@ def blended(
                 yield from sums.finished(place[0].start)
             sums.add(place, output, weights)
         if progress is not None:
-            progress(first + len(group), len(places))
+            progress(done, len(places))
     assert sums is not None
     yield from sums.finished(padded.shape[1])
 

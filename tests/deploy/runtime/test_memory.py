@@ -15,7 +15,7 @@ from medlight.deploy.runtime import Predictor, memory
 from medlight.deploy.runtime.checked import predict_checked
 from medlight.errors import MedlightError
 from medlight.prepare import Preparation
-from medlight.scans import Volume, write_nifti
+from medlight.scans import Volume, read, write_nifti
 from tests.data import fake_dicom
 from tests.deploy.runtime.bundles import Fake, bands, bundle, written
 
@@ -27,12 +27,12 @@ from medlight.deploy.runtime.clinic import predict_series
 import medlight.deploy.runtime.memory as memory
 import psutil, json
 told = {}
-check = memory.check
+affordable = memory.affordable
 def noted(bundle, preparation, scans, **options):
     told["before"] = psutil.Process().memory_info().rss
     told["needed"] = memory.needed(bundle, preparation, scans, **options)
-    check(bundle, preparation, scans, **options)
-memory.check = noted
+    return affordable(bundle, preparation, scans, **options)
+memory.affordable = noted
 predictor = Predictor(sys.argv[1], threads=1)
 predict_series(predictor, Path(sys.argv[2]), Path(sys.argv[3]))
 heavy = sorted({"torch", "monai", "lightning", "mlflow"} & set(sys.modules))
@@ -94,6 +94,28 @@ def test_more_than_is_free_is_refused_with_the_figures(tmp_path: Path, monkeypat
     assert "scan.nii.gz: its 64x64x64 voxels and the bundle's 100 outputs take" in said
     assert said.endswith("GiB of memory, and 0.4 are free; use a machine with more, or leave it out")
     assert "\n" not in said
+
+
+def test_with_little_memory_windows_run_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_nifti(Volume(np.arange(96**3, dtype=np.int32).reshape(1, 96, 96, 96), np.eye(4)), tmp_path / "scan.nii.gz")
+    sizes: list[int] = []
+
+    def network(image: np.ndarray) -> np.ndarray:
+        sizes.append(len(image))
+        return bands(3)(image)
+
+    predictor = Predictor(bundle(3, [64, 64, 64]), session=Fake(network), batch=4)
+    scan = {"image": tmp_path / "scan.nii.gz"}
+    size = {
+        n: memory.needed(predictor.bundle, predictor.preparation, {"image": read(scan["image"])}, batch=n)
+        for n in (1, 4)
+    }
+    assert size[4] - size[1] == 3 * memory.network(predictor.bundle, [64, 64, 64]) > 2**28
+    for available, expected in ((size[4], {4}), (size[4] - 1, {1}), (size[1], {1})):
+        sizes.clear()
+        monkeypatch.setattr(memory, "free", lambda available=available: available)
+        predict_checked(predictor, scan)
+        assert set(sizes) == expected
 
 
 def test_what_an_estimate_counts() -> None:
