@@ -29,10 +29,10 @@ example:
   medlight predict RUN_ID drop-folder out --watch
 
 For each scan, OUT gets NAME.nii.gz (a label map in the scan's own geometry), or for DICOM NAME.dcm (a DICOM-SEG), and
-NAME.png (prediction filled, truth outlined); a classification of DICOM gets NAME_sr.json. Where OUT is a folder,
-summary.json and summary.csv tell of all: millilitres, probabilities, warnings. NAME is the file's, or the manifest's
-id; DICOM goes by its content (case-...), as in a fit. What was predicted before from the same files with the same
-bundle isn't done again."""
+NAME.png (prediction filled, truth outlined). A classification gives NAME.png with the likeliest classes below the scan,
+and of DICOM NAME_sr.json. Where OUT is a folder, summary.json and summary.csv tell of all: millilitres, probabilities,
+warnings. NAME is the file's, or the manifest's id; DICOM goes by its content (case-...), as in a fit. What was
+predicted before from the same files with the same bundle isn't done again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

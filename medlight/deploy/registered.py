@@ -10,6 +10,7 @@ from medlight.deploy.bundle import Bundle
 from medlight.deploy.runtime.files import predict_item
 from medlight.deploy.runtime.journal import Item, content_of
 from medlight.deploy.runtime.predictor import Predictor
+from medlight.deploy.runtime.studies import check_apart
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare.contents import sha256
 from medlight.prepare.folders import name_of
@@ -32,7 +33,7 @@ class RegisteredBundle:
 
         table: ``image`` (a file, or a folder of DICOM), or a column for each contrast; perhaps ``id``, which names the
             files that are written.
-        params: ``output``, the folder for label maps; ``force``, to predict what does not fit the bundle too.
+        params: ``output``, the folder for label maps and pictures; ``force``, to predict what does not fit too.
 
         Returns ``id``, then ``label_map`` (its path) and ``LABEL_ml`` (volume in millilitres; missing for pictures), or
         the probability of each class; ``warnings``, what was mended or did not fit and was forced; and ``error``.
@@ -58,6 +59,7 @@ class RegisteredBundle:
                 raise UsageError(f"{name}: another row has this name; mend: give the rows an id each")
             taken.add(name)
             item = Item(name, images, output / f"{name}.nii.gz")
+            check_apart([item])
             return found | self._predicted(item, force)
         except (MedlightError, OSError) as error:
             text = " ".join(str(error).split())

@@ -60,6 +60,7 @@ def panel(
     overlays: Sequence[Overlay] = (),
     labels: Sequence[Label] = (),
     span: tuple[float, float] | None = None,
+    lines: Sequence[str] = (),
 ) -> Pixels:
     """Draw three slices (axial, coronal, sagittal) through the middle of the foreground; one slice where ``K`` is 1.
 
@@ -69,6 +70,7 @@ def panel(
     overlays: label maps ``(I, J, K)`` on the image's grid, each filled half-transparent (a prediction) or drawn
         as an outline (the truth); the middle is the centroid of all that is not 0 in any of them.
     labels: names and colours of the values (``Label.colour``, else colour-blind-safe ones); value 0 is never drawn.
+    lines: text below the slices, one under the other; what is wider than the picture ends with ``...``.
 
     Returns ``(H, W, 3)`` uint8, at least 300 pixels high. Raises ValueError where a map has another shape.
     """
@@ -90,7 +92,8 @@ def panel(
     row = _side_by_side(drawn)
     names = {label.value: label.name for label in labels}
     entries = [(names.get(value, f"label {value}"), colours[value]) for value in values]
-    return np.vstack([row, *_legend(entries, {style for _, style in overlays}, row.shape[1])])
+    width = row.shape[1]
+    return np.vstack([row, *_legend(entries, {style for _, style in overlays}, width), *_written(lines, width)])
 
 
 def colours_of(values: Sequence[int], labels: Sequence[Label]) -> dict[int, Colour]:
@@ -248,6 +251,20 @@ def _legend(entries: Sequence[tuple[str, Colour]], styles: set[Style], width: in
         if colour:
             pen.rectangle((left, middle - 6, left + 12, middle + 6), fill=colour)
         pen.text((left + (18 if colour else 0), middle), text, fill=_TEXT, font=_font(14), anchor="lm")
+    return [np.asarray(strip)]
+
+
+def _written(lines: Sequence[str], width: int) -> list[Pixels]:
+    """Return a strip with lines of text; nothing where there are none."""
+    if not lines:
+        return []
+    strip = Image.new("RGB", (width, _LINE * len(lines) + 4))
+    pen, font = ImageDraw.Draw(strip), _font(14)
+    for number, line in enumerate(lines):
+        text = line
+        while len(text) > 3 and font.getlength(text) > width - 12:
+            text = f"{text.removesuffix('...')[:-1]}..."
+        pen.text((6, _LINE * number + _LINE // 2 + 2), text, fill=_TEXT, font=font, anchor="lm")
     return [np.asarray(strip)]
 
 

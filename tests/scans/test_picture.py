@@ -37,6 +37,18 @@ def test_the_patients_right_is_on_the_left_and_anterior_is_above() -> None:
     assert rows.max() < image_part.shape[0] / 2
 
 
+def test_lines_of_text_lie_below_and_none_is_wider_than_the_picture() -> None:
+    shape = (20, 20, 1)
+    bare = panel(np.zeros(shape), (1, 1, 1))
+    told = panel(np.zeros(shape), (1, 1, 1), lines=["a", "b" * 500])
+    assert told.shape[1] == bare.shape[1]
+    np.testing.assert_array_equal(told[: len(bare)], bare)
+    strip = told[len(bare) :]
+    one, other = (strip[rows].max(axis=(0, 2)).nonzero()[0] for rows in (slice(0, 24), slice(24, None)))
+    assert 0 < one.max() < 20
+    assert 0.9 * told.shape[1] < other.max() < told.shape[1] - 3
+
+
 def test_panels_are_isotropic_in_millimetres() -> None:
     shape = (40, 40, 8)  # 40 x 40 x 40 mm
     label = box(shape, slice(10, 30), slice(10, 30), slice(2, 6))  # 20 mm cube

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,17 @@ from medlight.deploy.runtime.predictor import Predictor, Progress
 from medlight.deploy.runtime.report import write_report
 from medlight.errors import MedlightError
 from medlight.prepare.checks import grids_apart
+from medlight.prepare.reading import colours
 from medlight.scans import Volume, reorient, write_nifti
 from medlight.scans.files import nameless, replacing, shown
 from medlight.scans.labels import read_label
 from medlight.scans.nifti import description
-from medlight.scans.picture import Overlay, panel
+from medlight.scans.picture import Overlay, Pixels, panel
 from medlight.scans.read import format_of
 from medlight.scans.seg_writing import write_seg
 from medlight.scans.values import values_of
+
+_MOST_TOLD = 5  # classes in a picture
 
 
 def predict_item(
@@ -54,7 +58,8 @@ def predict_item(
     item.output.parent.mkdir(parents=True, exist_ok=True)
     if outcome.label is None:
         result["probabilities"] = dict(zip(predictor.bundle.outputs, outcome.chances, strict=True))
-        files = write_report(predictor.bundle, item, outcome)
+        files = [*write_report(predictor.bundle, item, outcome), item.beside(".png")]
+        _save_picture(_told(predictor, outcome, result["probabilities"]), files[-1], "; ".join(outcome.warnings))
     else:
         files = _write(predictor, item, outcome, outcome.label, result)
     result["files"] = [file.name for file in files]
@@ -104,8 +109,31 @@ def _volumes(predictor: Predictor, labels: Volume) -> Result:
     return {"volumes_ml": {label.name: round(float(counts[label.value]) * ml, 6) for label in named}}
 
 
-def picture(scan: Volume, overlays: list[Overlay], predictor: Predictor, channel: int = 0) -> npt.NDArray[np.uint8]:
-    """Draw one channel of a scan with label maps of its own grid over it, turned to RAS."""
+def _told(predictor: Predictor, outcome: Outcome, chances: dict[str, float]) -> Pixels:
+    """Draw the middle of a scan, and write the likeliest classes with their probabilities below."""
+    scan = outcome.scan
+    frames = predictor.preparation.clip_frames(outcome.scans) or 1
+    ranked = sorted(chances.items(), key=lambda pair: -pair[1])
+    lines = [f"{100 * chance:.1f} %  {name}" for name, chance in ranked[:_MOST_TOLD]]
+    if len(ranked) > _MOST_TOLD:
+        lines.append(f"and {len(ranked) - _MOST_TOLD} less likely")
+    first = frames // 2 * (len(scan.array) // frames)
+    if colours(scan) == 1:
+        return picture(scan, [], predictor, first, lines=lines)
+    span = (float(scan.array.min()), float(scan.array.max()))
+    drawn = [picture(scan, [], predictor, first + part, span, lines)[..., part] for part in range(3)]
+    return np.stack(drawn, axis=-1)
+
+
+def picture(
+    scan: Volume,
+    overlays: list[Overlay],
+    predictor: Predictor,
+    channel: int = 0,
+    span: tuple[float, float] | None = None,
+    lines: Sequence[str] = (),
+) -> Pixels:
+    """Draw one channel of a scan with label maps of its own grid over it, turned to RAS; see `panel`."""
     image, affine = reorient(scan.array[channel], scan.affine, "RAS")
     if scan.shape[2] == 1 and image.shape[2] != 1:  # a 2D image is shown as it is, whatever plane it lies in
         image, affine = scan.array[channel], scan.affine
@@ -113,10 +141,10 @@ def picture(scan: Volume, overlays: list[Overlay], predictor: Predictor, channel
     else:
         turned = [(reorient(overlay, scan.affine, "RAS")[0], style) for overlay, style in overlays]
     spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-    return panel(image, spacing, turned, predictor.bundle.labels)
+    return panel(image, spacing, turned, predictor.bundle.labels, span, lines)
 
 
-def _save_picture(pixels: npt.NDArray[np.uint8], file: Path, note: str) -> None:
+def _save_picture(pixels: Pixels, file: Path, note: str) -> None:
     """Write a PNG; the note is its text ``Warning``."""
     said = PngInfo()
     if note:

@@ -27,7 +27,7 @@ _SUFFIXES = (".nii.gz", ".nii", ".dcm")
 class Item:
     """One thing to predict: its name, its contrasts (files, folders or stacks of DICOM), what to write, the truth.
 
-    output: the label map, ``.dcm`` for a DICOM-SEG; the other files lie beside it.
+    output: the label map, ``.dcm`` for a DICOM-SEG; the other files lie beside it. Of a class only those are written.
     """
 
     name: str
@@ -50,6 +50,11 @@ class Item:
         name = self.output.name
         ends = next((suffix for suffix in _SUFFIXES if name.lower().endswith(suffix)), "")
         return self.output.with_name(name[: len(name) - len(ends)] + ending)
+
+    @property
+    def files(self) -> list[Path]:
+        """All that may be written."""
+        return [self.output, *map(self.beside, (".png", "_probabilities.nii.gz", "_sr.json"))]
 
     def nameless(self, error: str) -> str:
         """What is kept of a failure: a file's name may be a patient's, and is only shown."""

@@ -70,7 +70,7 @@ def items_of(source: Path, asked: Asked) -> list[Item]:
         inside = nested(source)
         deeper = f"; {len(inside)} lie in sub-folders, as {inside[0]}" if inside else ""
         raise UsageError(f"{source}: {KINDS}{deeper}")
-    _check_apart(list(found.values()))
+    check_apart(list(found.values()))
     return list(found.values())
 
 
@@ -213,13 +213,14 @@ def _check_out(asked: Asked, count: int) -> None:
         raise UsageError(f"--truth {asked.truth}: {count} scans need a folder of label maps")
 
 
-def _check_apart(items: list[Item]) -> None:
+def check_apart(items: Sequence[Item]) -> None:
     """Raise UsageError where an output would overwrite an input, or lie in it."""
     sources = [source for item in items for source in item.images.values()]
     read = {file.resolve() for file in [*sources, *(item.truth for item in items)] if isinstance(file, Path)}
     for item in items:
-        if item.output.resolve() in read:
-            raise UsageError(f"{item.output} would be overwritten; mend: give another OUT")
+        for file in item.files:
+            if file.resolve() in read:
+                raise UsageError(f"{file} would be overwritten; mend: give another OUT")
         for source in item.images.values():
             if isinstance(source, Path) and source.is_dir():
                 apart(source, item.output)

@@ -161,7 +161,8 @@ def test_a_classification_is_a_report_of_its_images(classifier: Bundle, tmp_path
     predictor = Predictor(classifier, threads=1)
     result = predict_series(predictor, tmp_path / "Doe^Jane.dcm", tmp_path / "out")
     assert sum(result["probabilities"].values()) == pytest.approx(1)
-    (name,) = result["files"]
+    name, picture = result["files"]
+    assert picture == f"{result['name']}.png"
     text = (tmp_path / "out" / name).read_text()
     assert not any(secret in text for secret in fake_dicom.SECRETS)
     made = Dataset.from_json(text)
