@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from medlight.cgroups import free_memory, memory_limit
+
 Facts = dict[str, Any]
 GB = 1e9
 # Instructions that decide how fast low precision runs on a CPU.
@@ -51,26 +53,16 @@ def hardware() -> Facts:
     import psutil
 
     memory = psutil.virtual_memory()
-    limit = _cgroup_memory()
-    total = min(memory.total, limit) if limit else memory.total
+    total = min(memory.total, memory_limit() or memory.total)
     return {
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
         "threads_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "instructions": _instructions(),
         "memory_gb": round(total / GB, 1),
-        "memory_free_gb": round(min(memory.available, total) / GB, 1),
+        "memory_free_gb": round(free_memory() / GB, 1),
         "nvidia_driver": Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None,
     }
-
-
-def _cgroup_memory() -> int | None:
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            return int(Path(file).read_text())
-        except (OSError, ValueError):  # no such file, or the word "max"
-            continue
-    return None
 
 
 def _cpuinfo(key: str) -> str:

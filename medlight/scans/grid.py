@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medlight.cgroups import free_memory
 from medlight.errors import MedlightError
 from medlight.scans.files import shown
 
@@ -100,14 +101,8 @@ def bytes_needed(sizes: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> in
     if not sizes or min(sizes) < 1:
         raise MedlightError(f"{shown(path)}: has no voxels (shape {sizes}); copy it again or remove it")
     needed = prod(sizes) * dtype.itemsize
-    most = MOST_BYTES if needed <= _SMALL else min(MOST_BYTES, _free())
+    most = MOST_BYTES if needed <= _SMALL else min(MOST_BYTES, free_memory())
     if needed > most:
         said = f"its header says {'x'.join(map(str, sizes))} voxels, {needed / 2**30:.3g} GiB"
         raise MedlightError(f"{shown(path)}: {said}, and {most / 2**30:.3g} GiB fit; crop it or copy it again")
     return needed
-
-
-def _free() -> int:
-    import psutil
-
-    return int(psutil.virtual_memory().available)

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-import psutil
-
+from medlight.cgroups import free_memory
 from medlight.errors import MedlightError
 from medlight.prepare.interpolate import SLAB
 from medlight.prepare.preparation import Preparation
@@ -52,8 +51,8 @@ def network(bundle: Any, window: Sequence[int], batch: int = 1) -> int:
 
 
 def free() -> int:
-    """Return the bytes of memory that are free."""
-    return int(psutil.virtual_memory().available)
+    """Return the bytes of memory that are free here, in a container what it may still take."""
+    return free_memory()
 
 
 def affordable(

@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-import psutil
-
+from medlight.cgroups import free_memory
 from medlight.errors import MedlightError
 from medlight.scans.dicom.frames import Place
 
@@ -57,7 +56,7 @@ def size_of(place: Place) -> int:
 
 def check_memory(place: Place, needed: int) -> None:
     """Raise MedlightError where an object takes more memory than is free."""
-    if needed > _SMALL and needed > (free := psutil.virtual_memory().available):
+    if needed > _SMALL and needed > (free := free_memory()):
         amounts = f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free"
         raise MedlightError(f"{place.title}: it takes {amounts}; use a machine with more, or leave it out")
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 
+from medlight.cgroups import free_memory
 from medlight.errors import MedlightError
 from medlight.scans.dicom import pixels, values
 from medlight.scans.dicom.archive import reason_of, title
@@ -194,7 +194,7 @@ class Decoder:
         shape = (len(self.stack.channels), colours, self.slices, *first.shape)
         kind = np.result_type(*(one.dtype for one in self.sources.values()))
         needed = int(np.prod(shape, dtype=object)) * kind.itemsize
-        free = psutil.virtual_memory().available
+        free = free_memory()
         if needed > free:
             sizes = f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} are free"
             raise MedlightError(f"{title(first.place)}: its volume takes {sizes}")

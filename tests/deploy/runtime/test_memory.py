@@ -87,7 +87,7 @@ def test_more_than_is_free_is_refused_with_the_figures(tmp_path: Path, monkeypat
     image = np.arange(64**3, dtype=np.int32).reshape(1, 64, 64, 64)
     write_nifti(Volume(image, np.diag([1, 1, 1, 1.0])), tmp_path / "scan.nii.gz")
     made = bundle(100, [8, 8, 8], preparation={"spacing": [0.2, 0.2, 0.2]})
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * 2**27))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=3 * 2**27))
     with pytest.raises(MedlightError) as refused:
         predict_checked(Predictor(made, session=Fake(bands(100))), {"image": tmp_path / "scan.nii.gz"})
     said = str(refused.value)
