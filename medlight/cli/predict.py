@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict every scan; a bad one is named and does not stop the others. Returns 1 if there was one."""
     from medlight.deploy.runtime.batch import Batch
+    from medlight.deploy.runtime.fit_for import UNCHECKED, checks_modality
     from medlight.deploy.runtime.studies import Asked, is_dicom, items_of, passed_over
     from medlight.scans.files import apart
 
@@ -85,8 +86,8 @@ def run(args: argparse.Namespace) -> int:
     missed = passed_over(args.source, items)
     if missed:
         print(f"passed over: {len(missed)} files, as {missed[0]}; mend: name them, or a manifest", file=sys.stderr)
-    if not bundle.data.get("modalities") and any(is_dicom(item) for item in items):
-        print("modality not checked: the bundle was trained on scans that tell none", file=sys.stderr)
+    if not checks_modality(bundle.data) and any(is_dicom(item) for item in items):
+        print(UNCHECKED, file=sys.stderr)
     folder = _folder(args.out, items[0].output)
     batch = Batch(_predictor(args, bundle, say), folder, args.probabilities, args.force)
     from medlight.cli.progress import bar
@@ -127,6 +128,7 @@ def _watch(args: argparse.Namespace, asked: Asked, bundle: Bundle, say: Any) -> 
     import signal
 
     from medlight.deploy.runtime.batch import Batch
+    from medlight.deploy.runtime.fit_for import UNCHECKED, checks_modality
     from medlight.deploy.runtime.watch import Drop
 
     if not args.source.is_dir():
@@ -137,6 +139,8 @@ def _watch(args: argparse.Namespace, asked: Asked, bundle: Bundle, say: Any) -> 
     batch = Batch(
         _predictor(args, bundle, say), _folder(args.out, args.out / "summary.json"), args.probabilities, args.force
     )
+    if not checks_modality(bundle.data):
+        print(UNCHECKED, file=sys.stderr)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         print(f"watching {args.source}; Ctrl-C ends it", file=say, flush=True)

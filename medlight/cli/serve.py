@@ -92,6 +92,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dicom is not None and bundle.task != "segmentation":
         raise UsageError(f"--dicom: sends DICOM-SEGs, and this bundle is for {bundle.task}; use --http")
     from medlight.deploy.runtime import Predictor
+    from medlight.deploy.runtime.fit_for import UNCHECKED, checks_modality
     from medlight.deploy.serve.turns import Turns
     from medlight.scans.files import apart
 
@@ -116,6 +117,8 @@ def run(args: argparse.Namespace) -> None:
         print(predictor.runtime)
         if not bundle.checked:
             print(f"unchecked: {bundle.root} tells of no comparison with the trained network")
+        if not checks_modality(bundle.data):
+            print(UNCHECKED)
         server = _http(args, predictor, turns, stack, listening) if listening else None
         if spool:
             stack.callback(_dicom(args, predictor, turns, spool).stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from medlight.cli.main import main
 from medlight.cli.serve import size_of
+from medlight.deploy.bundle import Bundle
 from medlight.errors import UsageError
 from medlight.scans import write_nifti
 from tests.data import fake
@@ -106,11 +108,12 @@ def test_both_doors_at_once_and_a_clean_end(bundle: Path, tmp_path: Path, end: s
         assert process.wait(60) == 0
     text = said.read_text()
     assert text.endswith("ending\n")
+    assert "\nmodality not checked: the bundle was trained on scans that tell none\n" in text
     assert "Traceback" not in text
     assert TOKEN not in text
 
 
-def test_the_command_imports_no_torch(bundle: Path) -> None:
+def test_the_command_imports_no_torch(bundle: Path, tmp_path: Path) -> None:
     code = """
 import sys, threading, os, signal, time
 from medlight.cli.main import main
@@ -118,5 +121,9 @@ threading.Thread(target=lambda: (time.sleep(5), os.kill(os.getpid(), signal.SIGT
 code = main(["serve", sys.argv[1], "--http", "0", "--threads", "1"])
 sys.exit(code or ", ".join({"torch", "monai", "lightning", "mlflow"} & set(sys.modules)) or 0)
 """
-    done = subprocess.run([sys.executable, "-c", code, bundle], capture_output=True, text=True, check=False)
+    known = Bundle.load(shutil.copytree(bundle, tmp_path / "known"))
+    known.data["modalities"] = ["CT"]
+    known.save()
+    done = subprocess.run([sys.executable, "-c", code, known.root], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert "modality" not in done.stdout

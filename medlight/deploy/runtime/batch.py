@@ -10,6 +10,7 @@ from typing import Any
 
 from medlight.deploy.runtime.checked import named
 from medlight.deploy.runtime.files import predict_item
+from medlight.deploy.runtime.fit_for import checks_modality
 from medlight.deploy.runtime.journal import Item, Journal, Result
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.runtime.summary import write_summary
@@ -69,6 +70,7 @@ class Batch:
         return {
             "bundle": str(self.predictor.bundle.root),
             "runtime": self.predictor.runtime,
+            "modality_checked": checks_modality(self.predictor.bundle.data),
             "cases": self.results,
             "failed": [{"name": item.name, "error": item.nameless(error)} for item, error in self.failed],
         }

@@ -14,6 +14,13 @@ from medlight.scans.volume import Volume
 
 FAR = 2.0  # times the largest training voxel, or less than the smallest one divided by it
 
+UNCHECKED = "modality not checked: the bundle was trained on scans that tell none"
+
+
+def checks_modality(data: Mapping[str, Any]) -> bool:
+    """Whether a bundle knows which modality it was trained on: NIfTI and pictures tell none."""
+    return bool(data.get("modalities"))
+
 
 def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[str, Volume]) -> list[str]:
     """Say in one clause each what is new to a bundle in a scan: modality, voxel size, one slice, an empty scan.

@@ -18,9 +18,9 @@ _GROUPS = {"volumes_ml": "{} (ml)", "probabilities": "{} (probability)", "dice":
 def write_summary(folder: Path, content: dict[str, Any]) -> None:
     """Write ``summary.json`` and ``summary.csv``.
 
-    content: ``cases``, each as `predict_item` returns it, and ``failed``, each with a name and an error. In the table a
-    case is a row: name, status, file, a column for each label's millilitres, class's probability and label's Dice,
-    warnings, and the error of those that failed.
+    content: what is told of the bundle, ``cases``, each as `predict_item` returns it, and ``failed``, each with a name
+    and an error. In the table a case is a row: name, status, file, a column for each label's millilitres, class's
+    probability and label's Dice, warnings, and the error of those that failed.
     """
     with replacing(folder / JSON) as temporary:
         temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from medlight.deploy.runtime.fit_for import checks_modality
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.serve.access import Application, Guard
 from medlight.deploy.serve.answer import Answer, answer, asked
@@ -86,6 +87,7 @@ def _facts(predictor: Predictor, limits: Limits) -> dict[str, Any]:
         "labels": [{"value": label.value, "name": label.name} for label in bundle.labels],
         "runtime": plain(predictor.runtime, str(bundle.root)),
         "checked": bundle.checked,
+        "modality_checked": checks_modality(bundle.data),
         "run_id": bundle.run_id,
         "takes": ["NIfTI", "zip of one DICOM series", "DICOM", *(["PNG, JPEG, TIFF"] if flat else [])],
         "gives": ["json"] if bundle.task == "classification" else list(_FORMS),
