@@ -115,7 +115,7 @@ def metrics(figures: dict[str, Any]) -> dict[str, float]:
     names = ("max_abs_diff", "mean_abs_diff", "dice_diff", "auroc_diff")
     found = {f"export/{name}": figures.get(name) for name in names}
     for model, of_model in figures.get("models", {}).items():
-        found |= {f"export/{model}/{name}": of_model.get(name) for name in ("max_abs_diff", "score_diff")}
+        found |= {f"export/{model}/{name}": of_model.get(name) for name in ("max_abs_diff", "score_diff", "overlap")}
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 

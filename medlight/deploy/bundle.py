@@ -19,7 +19,8 @@ from typing import Any
 from medlight.errors import MedlightError, UsageError
 from medlight.prepare.case import Label
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_READ = (1, 2)  # what 2 added (kept, digests) is empty in 1
 DESCRIPTION = "bundle.json"
 PARITY = "parity.json"  # figures of each case of the comparison with the trained network
 _AGAIN = "mend: export it again with medlight export"
@@ -93,15 +94,19 @@ class Bundle:
         """
         root = Path(path)
         text = _description(root)
-        if text.get("schema_version") != SCHEMA_VERSION:
+        if text.get("schema_version") not in _READ:
             raise UsageError(
-                f"{root / DESCRIPTION}: schema_version {text.get('schema_version')!r} is not {SCHEMA_VERSION}, "
-                "the one this medlight reads; mend: use the medlight that wrote it, or export the run again"
+                f"{root / DESCRIPTION}: schema_version {text.get('schema_version')!r} is none of those that "
+                f"this medlight reads ({', '.join(map(str, _READ))}); mend: use the medlight that wrote it, "
+                "or export the run again"
             )
         if text.pop("digest", None) != _digest(text):
             raise MedlightError(f"{root / DESCRIPTION} was altered after the export (its digest differs); {_AGAIN}")
-        models = [Model(**entry) for entry in text.pop("models")]
-        bundle = cls(root=root, models=models, **text)
+        try:
+            models = [Model(**entry) for entry in text.pop("models")]
+            bundle = cls(root=root, models=models, **text)
+        except (KeyError, TypeError) as error:
+            raise MedlightError(f"{root / DESCRIPTION}: not a bundle's description ({error}); {_AGAIN}") from None
         for model in models:
             bundle._check(model.file, model.sha256)
         for name, digest in bundle.digests.items():

@@ -21,7 +21,7 @@ import torch
 from medlight.deploy import requirements, tensorrt
 from medlight.deploy.bundle import DESCRIPTION, PARITY, Bundle, Model, sha256
 from medlight.deploy.onnx_export import Exported, export_onnx
-from medlight.deploy.parity import ParityError, compare, describe
+from medlight.deploy.parity import ParityError, allowed, compare, describe
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.runtime.session import OnnxSession, open_session, timing_cache
 from medlight.errors import UsageError
@@ -238,7 +238,7 @@ def _checked(
         if not of_model["passed"]:
             raise ParityError(
                 f"the exported {name} differs from the trained network: {describe(of_model, worst[name])}; "
-                f"tolerance {of_model['tolerance']:g}; nothing was written{_MEND.get(of_model['precision'], '')}",
+                f"{allowed(of_model)}; nothing was written{_MEND.get(of_model['precision'], '')}",
                 found,
             )
     return found

@@ -61,8 +61,14 @@ def without(bundle: Bundle, key: str, *inner: str) -> None:
         del entry[inner[0]]
     if not inner:
         del text[key]
+    text["schema_version"] = 1
+    described(bundle, text)
+
+
+def described(bundle: Bundle, text: dict) -> None:
+    """Write a description with its digest."""
     digest = hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
-    file.write_text(json.dumps({**text, "digest": digest}))
+    (bundle.root / "bundle.json").write_text(json.dumps({**text, "digest": digest}))
 
 
 def test_an_altered_model_is_refused(bundle: Bundle) -> None:
@@ -105,8 +111,17 @@ def test_an_altered_description_is_refused(bundle: Bundle) -> None:
 def test_an_unknown_schema_version_is_refused(bundle: Bundle) -> None:
     file = bundle.root / "bundle.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "schema_version": 99}))
-    with pytest.raises(UsageError, match=r"schema_version 99 is not 1.*mend"):
+    with pytest.raises(UsageError, match=r"schema_version 99 is none of .*mend"):
         Bundle.load(bundle.root)
+
+
+def test_a_key_that_is_not_known_is_refused(bundle: Bundle) -> None:
+    text = json.loads((bundle.root / "bundle.json").read_text())
+    del text["digest"]
+    for wrong in ({**text, "colour": "red"}, {**text, "models": [{**text["models"][0], "colour": "red"}]}):
+        described(bundle, wrong)
+        with pytest.raises(MedlightError, match=r"not a bundle's description .*colour.*mend"):
+            Bundle.load(bundle.root)
 
 
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
