@@ -31,7 +31,7 @@ $(VENV)/bin/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[demo,onnx]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -58,7 +58,7 @@ test-all: $(VENV)/.dev
 	$(call tested,not gpu)
 
 test-gpu: $(VENV)/.dev
-	$(BIN)/python -m pytest -m gpu
+	$(call tested,gpu)
 
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest

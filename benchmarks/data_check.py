@@ -95,6 +95,7 @@ def main() -> None:
         }
     median = statistics.median
     figures = {
+        "command": " ".join(["python", *sys.argv]),
         "files": args.files,
         "workers": args.workers,
         "files_per_second": {who: round(args.files / median(r[who] for r in rounds)) for who in rounds[0]},

@@ -20,6 +20,7 @@ import copy
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -57,7 +58,9 @@ def main() -> None:
         "ResNet-18 2D 224^2": (nets.resnet18(spatial_dims=2, n_input_channels=1, num_classes=3), [224, 224]),
     }
     found = {name: measured(network, window, args) for name, (network, window) in networks.items()}
-    text = json.dumps({"threads": args.threads, "rounds": args.rounds, "networks": found}, indent=1)
+    command = " ".join(["python", *sys.argv])
+    figures = {"command": command, "threads": args.threads, "rounds": args.rounds, "networks": found}
+    text = json.dumps(figures, indent=1)
     print(text)
     if args.out:
         args.out.write_text(text + "\n")

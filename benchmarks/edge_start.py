@@ -36,6 +36,7 @@ def main() -> None:
         python = environment(folder / "edge", args.bundle)
         seconds = [start(python, args.bundle, args.scan, folder) for _ in range(args.rounds + 1)]
         figures = {
+            "command": " ".join(["python", *sys.argv]),
             "first_s": round(seconds[0], 2),
             "median_s": round(statistics.median(seconds[1:]), 2),
             "worst_s": round(max(seconds[1:]), 2),

@@ -32,7 +32,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    figures = {name: round(median_seconds(call), 3) for name, call in CALLS.items()}
+    figures = {"command": " ".join(["python", *sys.argv])} | {
+        name: round(median_seconds(call), 3) for name, call in CALLS.items()
+    }
     print(json.dumps(figures, indent=1))
     if args.out:
         args.out.write_text(json.dumps(figures, indent=1) + "\n")

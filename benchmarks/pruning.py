@@ -2,19 +2,23 @@
 
     medlight export RUN whole --to onnx,openvino --precision fp32,int8
     medlight export RUN pruned --to onnx,openvino --precision fp32,int8 --prune 0.5
-    python benchmarks/pruning.py CHECKPOINT whole pruned [--rounds 11] [--threads 1] [--out FILE.json]
+    python benchmarks/pruning.py CHECKPOINT PRUNED_CHECKPOINT whole pruned [--rounds 11] [--threads 1] [--out FILE.json]
 
-CHECKPOINT is the run's best.ckpt: in torch, eager and float32, it is the unit. Arms take turns in one process, in
-another order each round; a figure is the median over rounds of the round's ratio. Targets for a residual-encoder U-Net
-pruned by 0.5: each float32 runtime at most 0.45 of itself before, all three together at most 0.12 of eager torch.
+The checkpoints are the best.ckpt of the run and of the one that `--prune` fitted; the first, eager and in float32, is
+the unit. Arms take turns in one process, in another order each round; a figure is the median over rounds of the round's
+ratio. torch stands beside the runtimes, whole and pruned: in bf16, channels-last, and compiled with its weights frozen.
+Targets for a residual-encoder U-Net pruned by 0.5: each float32 runtime at most 0.45 of itself before, all three
+together at most 0.12 of eager torch.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +35,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("pruned_checkpoint", type=Path)
     parser.add_argument("whole", type=Path)
     parser.add_argument("pruned", type=Path)
     parser.add_argument("--rounds", type=int, default=11)
@@ -41,19 +46,23 @@ def main() -> None:
     bundles = {name: Bundle.load(getattr(args, name)) for name in ("whole", "pruned")}
     whole = bundles["whole"]
     image = torch.randn(1, len(whole.data["channels"]), *whole.window["size"])
-    network = tasks.load(args.checkpoint).deployable().float().eval()
-    arms: dict[str, Callable[[], Any]] = {"torch eager fp32": lambda: eager(network, image)}
+    arms: dict[str, Callable[[], Any]] = {}
     for name, bundle in bundles.items():
+        checkpoint = args.checkpoint if name == "whole" else args.pruned_checkpoint
+        arms |= in_torch(name, tasks.load(checkpoint).deployable().float().eval(), image)
         for model in bundle.models:
             session = open_session(bundle, model, args.threads)
             arms[f"{name} {model.name}"] = lambda session=session: session(image.numpy())
     ratios = measured(arms, args.rounds)
     runtimes = [model.name for model in whole.models]
     found = {
+        "command": " ".join(["python", *sys.argv]),
+        "rounds": args.rounds,
         "threads": args.threads,
         "network": {name: bundle.network for name, bundle in bundles.items()},
         "dice": {name: dice(bundle) for name, bundle in bundles.items()},
         "of_eager": ratios,
+        "fastest_torch": {n: min(v for key, v in ratios.items() if key.startswith(f"{n} torch")) for n in bundles},
         "pruned_of_whole": {name: ratios[f"pruned {name}"] / ratios[f"whole {name}"] for name in runtimes},
         "all_three_of_eager": min(ratios[f"pruned {name}"] for name in runtimes if name.endswith("int8")),
     }
@@ -63,10 +72,26 @@ def main() -> None:
         args.out.write_text(text + "\n")
 
 
-def eager(network: Any, image: torch.Tensor) -> Any:
-    """Run the network in torch."""
-    with torch.inference_mode():
-        return network(image)
+def in_torch(name: str, network: Any, image: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """Return runs of the network in torch."""
+    from torch._inductor import config
+
+    config.freezing = True
+    last = copy.deepcopy(network).to(memory_format=torch.channels_last_3d)
+    laid = image.contiguous(memory_format=torch.channels_last_3d)
+    compiled = [torch.compile(copy.deepcopy(network)) for _ in range(2)]
+
+    def run(module: Any, given: torch.Tensor, half: bool) -> Any:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return module(given)
+
+    return {
+        f"{name} torch eager fp32": lambda: run(network, image, False),
+        f"{name} torch bf16": lambda: run(network, image, True),
+        f"{name} torch bf16 channels-last": lambda: run(last, laid, True),
+        f"{name} torch compiled": lambda: run(compiled[0], image, False),
+        f"{name} torch compiled bf16": lambda: run(compiled[1], image, True),
+    }
 
 
 def dice(bundle: Bundle) -> dict[str, Any]:

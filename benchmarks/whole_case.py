@@ -4,7 +4,7 @@
 
 The scan is a phantom (a body of CT values in air, 0.7x0.7x1.0 mm, int16); the network MONAI's UNet of 16 to 256
 channels, fitted for a few steps to two tissues of such phantoms at 1 mm, windows of 96^3 that overlap by half. Each
-precision is predicted in a process of its own, by the code behind `medlight predict`, under Python's profiler.
+precision is predicted in a process of its own, by the code behind `medlight predict`, with a clock around the stages.
 
 read      survey of the folder, and decoding to a volume in HU
 prepare   resampling to 1 mm, and intensities
@@ -37,23 +37,45 @@ from medlight.scans import Volume, write_nifti
 
 SPACING = (0.7, 0.7, 1.0)
 RUN = """
-import cProfile, json, pstats, sys, time
+import json, sys, time
+from collections import Counter
 from pathlib import Path
-from medlight.deploy.runtime import Predictor
+from types import GeneratorType
+from medlight.deploy.runtime import Predictor, checked, predictor as of_predictor
 from medlight.deploy.runtime.batch import Batch
 from medlight.deploy.runtime.studies import Asked, items_of
+taken, clock = Counter(), time.perf_counter
+
+def timed(owner, name):
+    real = getattr(owner, name)
+    def call(*given, **named):
+        begin = clock()
+        found = real(*given, **named)
+        taken[name] += clock() - begin
+        return resumed(name, found) if isinstance(found, GeneratorType) else found
+    setattr(owner, name, call)
+
+def resumed(name, values):
+    while True:
+        begin = clock()
+        value = next(values, None)
+        taken[name] += clock() - begin
+        if value is None:
+            return
+        yield value
+
 bundle, source, out, runtime, threads = sys.argv[1:]
 Path(out).mkdir()
 predictor = Predictor(bundle, int(threads) or None, model=runtime)
-profile, begin = cProfile.Profile(), time.perf_counter()
-profile.enable()
+timed(type(predictor._session), "__call__")
+timed(of_predictor, "blended")
+timed(checked, "read_source")
+timed(Predictor, "_prepared")
+timed(Predictor, "_vote")
+begin = clock()
 batch = Batch(predictor, Path(out))
 batch.run(items_of(Path(source), Asked(Path(out))))
-profile.disable()
-whole = time.perf_counter() - begin
-taken = {}
-for (file, line, name), (_, _, own, cumulative, _) in pstats.Stats(profile).stats.items():
-    taken[f"{Path(file).stem}.{name}"] = taken.get(f"{Path(file).stem}.{name}", 0) + cumulative
+whole = clock() - begin
 (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 assert not batch.failed, batch.failed
 facts = {"runtime": predictor.runtime, "taken": taken, "whole": whole, "peak_mib": int(peak.split()[1]) // 1024}
@@ -73,7 +95,8 @@ def main() -> None:
         bundle = fitted(root, args.precision)
         series = written(root / "series", 512, 300)
         found = {p: predicted(root, bundle, series, f"openvino-{p}", args.threads) for p in args.precision}
-    text = json.dumps({"threads": args.threads or os.cpu_count(), "cases": found}, indent=1)
+    command = " ".join(["python", *sys.argv])
+    text = json.dumps({"command": command, "threads": args.threads or os.cpu_count(), "cases": found}, indent=1)
     print(text)
     if args.out:
         args.out.write_text(text + "\n")
@@ -159,13 +182,13 @@ def predicted(root: Path, bundle: Path, series: Path, runtime: str, threads: int
     done = subprocess.run([sys.executable, "-c", RUN, *map(str, words)], check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     taken = found.pop("taken")
-    network, blended = taken["session.__call__"], taken["sliding.blended"]
+    network, blended = taken["__call__"], taken["blended"]
     seconds = {
-        "read": taken["checked.read_source"],
-        "prepare": taken["predictor._prepared"],
+        "read": taken["read_source"],
+        "prepare": taken["_prepared"],
         "network": network,
         "blend": blended - network,
-        "restore": taken["predictor._vote"],
+        "restore": taken["_vote"],
     }
     seconds["write"] = found["whole"] - sum(seconds.values())
     others = sum(seconds[name] for name in ("read", "prepare", "restore", "write"))
