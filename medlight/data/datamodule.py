@@ -32,6 +32,7 @@ from medlight.prepare import (
     ZScore,
 )
 from medlight.prepare.prepared import scanned
+from medlight.scans.dicom.unreadable import is_modality
 
 DataSignature = dict[str, Any]
 
@@ -64,6 +65,8 @@ class ScanDataModule(L.LightningDataModule):
         workers: processes that load data; 0 loads in the main one.
         on_bad_case: ``error`` refuses to start with cases that can't be used; ``skip`` leaves them out and lists them
             in ``bad``.
+        modality: what the images are, as DICOM calls it (``CT``, ``MR``, ``US`` ...), where their files do not tell, as
+            NIfTI's and pictures don't: a bundle refuses scans of another one.
         seed: of everything that is drawn.
         store_dir: folder of the prepared store.
     """
@@ -80,6 +83,7 @@ class ScanDataModule(L.LightningDataModule):
         steps_per_epoch: int | None = None,
         workers: int = 0,
         on_bad_case: Literal["error", "skip"] = "error",
+        modality: str | None = None,
         seed: int = 0,
         store_dir: str = "mlruns/store",
     ) -> None:
@@ -92,7 +96,9 @@ class ScanDataModule(L.LightningDataModule):
         self.source, self.splitter, self.preparation, self.normalise = source, split, preparation, normalise
         self.patch, self.augment = patch, list(augment or [])
         self.batch_size, self.steps_per_epoch, self.workers = batch_size, steps_per_epoch, workers
-        self.on_bad_case, self.seed, self.store_dir = on_bad_case, seed, store_dir
+        if modality is not None and not is_modality(modality):
+            raise UsageError(f"data.modality: {modality!r} is no modality of DICOM; write CT, MR, PT, US, DX, MG ...")
+        self.on_bad_case, self.modality, self.seed, self.store_dir = on_bad_case, modality, seed, store_dir
         self.split = Split()
         self.prepared: dict[str, list[PreparedCase]] = {}
         self.bad: list[BadCase] = []
@@ -152,6 +158,12 @@ class ScanDataModule(L.LightningDataModule):
                     f"data.source: case {other.case.id} has the images {', '.join(other.channels)}, but "
                     f"{first.case.id} has {', '.join(first.channels)}; all cases need the same"
                 )
+            if self.modality and {self.modality} != set(other.modalities or [self.modality]):
+                told = ", ".join(other.modalities)
+                raise UsageError(
+                    f"data.modality: {self.modality}, but the files of case {other.case.id} say {told}; mend: leave "
+                    "data.modality out, or the case"
+                )
         for_channels(self.normalise, len(first.channels))
         if self.patch is not None and len(self.patch.size) != self.spatial_dims:
             size, dims = self.patch.size, self.spatial_dims
@@ -188,6 +200,7 @@ class ScanDataModule(L.LightningDataModule):
             "normalise": [n.to_dict() for n in for_channels(self.normalise, len(channels))],
             "patch_size": list(self.patch_shape[: self.spatial_dims]),
             **scanned(self.prepared["train"], self.preparation),
+            **({"modalities": [self.modality]} if self.modality else {}),
         }
 
     def _reader(self, part: str) -> Reader:

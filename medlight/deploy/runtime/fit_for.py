@@ -14,7 +14,7 @@ from medlight.scans.volume import Volume
 
 FAR = 2.0  # times the largest training voxel, or less than the smallest one divided by it
 
-UNCHECKED = "modality not checked: the bundle was trained on scans that tell none"
+UNCHECKED = "modality not checked: the bundle was trained on scans that tell none (mend: data.modality of the fit)"
 
 
 def checks_modality(data: Mapping[str, Any]) -> bool:

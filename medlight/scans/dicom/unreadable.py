@@ -40,4 +40,9 @@ def unreadable(place: Place, cause: str, dataset: Dataset | None = None) -> Unre
 def modality(dataset: Dataset) -> str:
     """An object's modality, empty where it isn't a term of the standard."""
     said = text(dataset, TAG.Modality).upper()
-    return said if f" {said} " in _MODALITIES else ""
+    return said if is_modality(said) else ""
+
+
+def is_modality(term: str) -> bool:
+    """Whether it is a modality that the standard defines (PS3.3 C.7.3.1.1.1)."""
+    return f" {term} " in _MODALITIES

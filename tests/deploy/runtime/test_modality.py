@@ -13,7 +13,7 @@ from medlight.deploy.runtime import Predictor
 from tests.deploy.runtime.bundles import bundle, written
 from tests.deploy.serve.served import curl, http
 
-SAID = "modality not checked: the bundle was trained on scans that tell none"
+SAID = "modality not checked: the bundle was trained on scans that tell none (mend: data.modality of the fit)"
 
 
 @pytest.fixture
