@@ -9,6 +9,9 @@ the unit. Arms take turns in one process, in another order each round; a figure 
 ratio. torch stands beside the runtimes, whole and pruned: in bf16, channels-last, and compiled with its weights frozen.
 Targets for a residual-encoder U-Net pruned by 0.5: each float32 runtime at most 0.45 of itself before, all three
 together at most 0.12 of eager torch.
+
+Time does not depend on the weights: `by_width` is the same network untrained, with 16 channels at full resolution (the
+hippocampus study's) and with 32 (nnU-Net's), pruned by 0.5.
 """
 
 from __future__ import annotations
@@ -19,16 +22,22 @@ import json
 import random
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.networks.nets import DynUNet
 
 from medlight import tasks
 from medlight.deploy.bundle import Bundle
-from medlight.deploy.runtime.session import open_session
+from medlight.deploy.onnx_export import export_onnx
+from medlight.deploy.runtime.session import OnnxSession, OpenVinoSession, open_session
+from medlight.networks.prune import prune
+from medlight.tasks.deployable import Deployable
+from medlight.tasks.exact_norm import write_out_norms
 
 
 def main() -> None:
@@ -64,6 +73,7 @@ def main() -> None:
         "of_eager": ratios,
         "fastest_torch": {n: min(v for key, v in ratios.items() if key.startswith(f"{n} torch")) for n in bundles},
         "pruned_of_whole": {name: ratios[f"pruned {name}"] / ratios[f"whole {name}"] for name in runtimes},
+        "pruned_of_whole_by_width": {width: by_width(width, args) for width in (16, 32)},
         "all_three_of_eager": min(ratios[f"pruned {name}"] for name in runtimes if name.endswith("int8")),
     }
     text = json.dumps(found, indent=1)
@@ -92,6 +102,31 @@ def in_torch(name: str, network: Any, image: torch.Tensor) -> dict[str, Callable
         f"{name} torch compiled": lambda: run(compiled[0], image, False),
         f"{name} torch compiled bf16": lambda: run(compiled[1], image, True),
     }
+
+
+def by_width(width: int, args: argparse.Namespace) -> dict[str, float]:
+    """Return what each runtime takes for an untrained residual-encoder U-Net after pruning, as a share of before."""
+    sides, image = {"kernel_size": [3] * 4, "strides": [1, 2, 2, 2]}, torch.randn(1, 1, 40, 56, 40)
+    arms: dict[str, Callable[[], Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("whole", "pruned"):
+            filters = [width * 2**level for level in range(4)]
+            network = DynUNet(3, 1, 3, **sides, upsample_kernel_size=[2] * 3, filters=filters, res_block=True)
+            if name == "pruned":
+                prune(network, image, 0.5, outputs=3)
+            leaving = Deployable(network, "softmax", 3).float().eval()
+            write_out_norms(leaving)
+            graph = Path(folder) / f"{name}.onnx"
+            export_onnx(leaving, 1, [40, 56, 40], graph)
+            sessions = OnnxSession(graph, args.threads), OpenVinoSession(graph, "fp32", args.threads)
+            for runtime, session in zip(("onnxruntime-fp32", "openvino-fp32"), sessions, strict=True):
+                arms[f"{name} {runtime}"] = lambda session=session: session(image.numpy())
+        return {
+            runtime: measured({key: arms[key] for key in (f"whole {runtime}", f"pruned {runtime}")}, args.rounds)[
+                f"pruned {runtime}"
+            ]
+            for runtime in ("onnxruntime-fp32", "openvino-fp32")
+        }
 
 
 def dice(bundle: Bundle) -> dict[str, Any]:
