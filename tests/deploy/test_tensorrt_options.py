@@ -20,6 +20,7 @@ from medlight.deploy.onnx_export import Exported, export_onnx
 from medlight.deploy.runtime import choice
 from medlight.deploy.runtime.session import open_session
 from medlight.deploy.tensorrt import Engine, EngineInfo, Fitting, Machine
+from medlight.errors import MedlightError
 from tests.deploy.fake_tensorrt import RELEASES, FakeTensorRT, installed
 from tests.deploy.trained import Trained, segmentation
 
@@ -193,6 +194,35 @@ def test_what_was_kept_and_does_not_load_is_built_anew(
     assert "built again" in open_session(made, made.model("tensorrt")).reason
     assert engine.read_bytes() == b"plan"
     assert json.loads(engine.with_suffix(".layers.json").read_text()) == {"Layers": ["convolution"]}
+
+
+def test_where_a_bundles_engine_does_not_load_it_is_built_again_once(
+    trained: Trained, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = installed(monkeypatch)
+    made = export(trained.checkpoint, tmp_path / "out", cases=None, to=["onnx", "tensorrt"])
+    real, built, refused = tensorrt.build, [], [b"plan"]
+    runtime = fake.module.Runtime
+
+    def refusing(log: Any) -> Any:
+        made = runtime(log)
+        load = made._answers["deserialize_cuda_engine"]
+        made._answers["deserialize_cuda_engine"] = lambda plan: None if plan in refused else load(plan)
+        return made
+
+    def build(*given: Any, **options: Any) -> bytes:
+        built.append(real(*given, **options))
+        return b"another"
+
+    fake.module.Runtime = refusing
+    monkeypatch.setattr("medlight.deploy.tensorrt.info.build", build)
+    assert "the TensorRT engine was built again" in open_session(made, made.model("tensorrt")).reason
+    assert "that was built here from model.onnx is used" in open_session(made, made.model("tensorrt")).reason
+    assert len(built) == 1
+    refused.append(b"another")
+    with pytest.raises(MedlightError):  # what was just built is not built a third time
+        open_session(made, made.model("tensorrt"))
+    assert len(built) == 2
 
 
 def test_a_session_hands_the_timings_on(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

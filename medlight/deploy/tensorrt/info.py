@@ -114,12 +114,14 @@ class Fitting:
 
     note: a sentence where it had to be built again, else None.
     kept: the file in the cache that holds what was built again, if one does.
+    fresh: whether it was built just now.
     """
 
     plan: bytes
     info: EngineInfo
     note: str | None = None
     kept: Path | None = None
+    fresh: bool = False
 
 
 def fitting(
@@ -158,11 +160,14 @@ def load_or_rebuild(
     """
     machine = Machine.here((info.package, *ANY))
     found = fitting(onnx, engine, info, machine, cache=cache, timing_cache=timing_cache)
-    try:
-        return _reported(_load(found), found)
-    except MedlightError as error:  # what was cached may be the reason, and is built anew too
-        found = _again(onnx, info, machine, str(error), cache, timing_cache, anew=True)
-    return _reported(_load(found), found)
+    while True:
+        try:
+            return _reported(_load(found), found)
+        except MedlightError as error:
+            if found.fresh:
+                raise
+            refused = found.kept is not None  # in place of a bundle's own engine, one that was built here may do
+            found = _again(onnx, info, machine, str(error), cache, timing_cache, anew=refused)
 
 
 def _reported(engine: Engine, found: Fitting) -> tuple[Engine, Fitting]:
@@ -209,7 +214,7 @@ def _again(
             file.with_suffix(".layers.json").unlink(missing_ok=True)  # of an earlier build
         except OSError:
             file = None  # a home that can't be written to: the next start builds again
-    return Fitting(plan, wanted, f"the TensorRT engine was built again from {onnx.name}: {reason}", file)
+    return Fitting(plan, wanted, f"the TensorRT engine was built again from {onnx.name}: {reason}", file, True)
 
 
 def _key(onnx: Path, info: EngineInfo) -> str:
