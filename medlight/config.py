@@ -160,10 +160,11 @@ def check_spec(spec: Mapping[str, Any], key: str) -> None:
     """Raise UsageError where a class spec, or one inside it, names an unknown class or argument."""
     beside = {"scheduler": SCHEDULE, "optimizer": GROUPS}
     valid = ("class_path", "init_args", *beside.get(key.rpartition(".")[2], ()))
+    names, open_ended = arguments(import_class(spec["class_path"], f"{key}.class_path"))
     for name in spec:
         if name not in valid:
-            raise UsageError(f"{key}.{name}: a class takes only {', '.join(valid)}{nearest(name, valid)}")
-    names, open_ended = arguments(import_class(spec["class_path"], f"{key}.class_path"))
+            place = f"; write it below {key}.init_args" if name in names else nearest(name, valid)
+            raise UsageError(f"{key}.{name}: beside class_path there is only {', '.join(valid[1:])}{place}")
     for name, value in (spec.get("init_args") or {}).items():
         if name not in names and not open_ended:
             hint = nearest(name, names) or f"; it takes {', '.join(sorted(names)) or 'none'}"

@@ -79,6 +79,7 @@ def test_merge_goes_key_by_key_but_another_class_replaces() -> None:
         ({"class_path": "no_such_package.Net"}, "does not import"),
         ({"class_path": "Net"}, "no import path"),
         ({"class_path": "monai.networks.nets.UNet", "init_arg": {}}, "did you mean 'init_args'"),
+        ({"class_path": "monai.networks.nets.UNet", "channels": [8]}, "write it below model.network.init_args"),
     ],
 )
 def test_a_wrong_class_is_refused_with_the_nearest_name(spec: dict, said: str) -> None:

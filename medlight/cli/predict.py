@@ -67,14 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Predict every scan; a bad one is named and does not stop the others. Returns 1 if there was one."""
     from medlight.deploy.runtime.batch import Batch
-    from medlight.deploy.runtime.fit_for import UNCHECKED, checks_modality
-    from medlight.deploy.runtime.studies import Asked, is_dicom, items_of, passed_over
+    from medlight.deploy.runtime.studies import Asked, items_of, passed_over
     from medlight.scans.files import apart
 
     say = sys.stderr if args.json == "-" else sys.stdout
     check_threads(args.threads)
     ready(args.json)
     bundle = bundle_of(args.model)
+    if args.runtime:
+        bundle.model(args.runtime)  # refused before a folder is made
     apart(bundle.root, args.out)
     clip = bundle.data["preparation"].get("frames") == "clip"  # a film's label maps are several
     asked = Asked(args.out, args.truth, args.format or ("nifti" if clip else None))
@@ -86,8 +87,6 @@ def run(args: argparse.Namespace) -> int:
     missed = passed_over(args.source, items)
     if missed:
         print(f"passed over: {len(missed)} files, as {missed[0]}; mend: name them, or a manifest", file=sys.stderr)
-    if not checks_modality(bundle.data) and any(is_dicom(item) for item in items):
-        print(UNCHECKED, file=sys.stderr)
     folder = _folder(args.out, items[0].output)
     batch = Batch(_predictor(args, bundle, say), folder, args.probabilities, args.force)
     from medlight.cli.progress import bar
@@ -136,9 +135,8 @@ def _watch(args: argparse.Namespace, asked: Asked, bundle: Bundle, say: Any) -> 
     if asked.one_file or asked.truth:
         raise UsageError("--watch: takes a folder for OUT, and no --truth")
     drop = Drop(args.source, asked)
-    batch = Batch(
-        _predictor(args, bundle, say), _folder(args.out, args.out / "summary.json"), args.probabilities, args.force
-    )
+    folder = _folder(args.out, args.out / "summary.json")
+    batch = Batch(_predictor(args, bundle, say), folder, args.probabilities, args.force)
     if not checks_modality(bundle.data):
         print(UNCHECKED, file=sys.stderr)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -180,6 +178,7 @@ def _folder(out: Path, output: Path) -> Path:
 
 def _show(args: argparse.Namespace, batch: Batch, say: Any) -> None:
     from medlight.deploy.runtime.checked import named
+    from medlight.deploy.runtime.fit_for import UNCHECKED, checks_modality
 
     results, reused = batch.results, sum(result["reused"] for result in batch.results)
     _table([result for result in results if "dice" in result or "probabilities" in result], say)
@@ -196,6 +195,10 @@ def _show(args: argparse.Namespace, batch: Batch, say: Any) -> None:
             print(f"mended {result['name']}: {note}", file=say)
         for note in (text for text in result["warnings"] if text not in result.get("mended", ())):
             print(f"warning {result['name']}: {note}", file=sys.stderr)
+    if not checks_modality(batch.predictor.bundle.data):
+        print(UNCHECKED, file=sys.stderr)
+    elif batch.untold:
+        print(f"modality not checked: {len(batch.untold)} of {len(results)} scans tell none", file=sys.stderr)
     for result in results:
         if "not_compared" in result:
             print(f"{result['name']} is not compared with its truth: {result['not_compared']}", file=sys.stderr)

@@ -12,6 +12,7 @@ import torch
 import torchio as tio
 from torch.utils.data import Dataset
 
+from medlight.config import nearest
 from medlight.data.dataset import PatchDataset, Reader, Schema, WholeDataset, for_channels, spatial
 from medlight.data.loader import PREFETCH, Batch, Sample, SampleLoader, collate, with_wide_labels
 from medlight.data.patches import Patch, Triple
@@ -32,7 +33,7 @@ from medlight.prepare import (
     ZScore,
 )
 from medlight.prepare.prepared import scanned
-from medlight.scans.dicom.unreadable import is_modality
+from medlight.scans.dicom.unreadable import MODALITIES
 
 DataSignature = dict[str, Any]
 
@@ -96,8 +97,9 @@ class ScanDataModule(L.LightningDataModule):
         self.source, self.splitter, self.preparation, self.normalise = source, split, preparation, normalise
         self.patch, self.augment = patch, list(augment or [])
         self.batch_size, self.steps_per_epoch, self.workers = batch_size, steps_per_epoch, workers
-        if modality is not None and not is_modality(modality):
-            raise UsageError(f"data.modality: {modality!r} is no modality of DICOM; write CT, MR, PT, US, DX, MG ...")
+        if modality is not None and modality not in MODALITIES:
+            near = nearest(modality.upper(), MODALITIES) or "; write CT, MR, PT, US, DX, MG ..."
+            raise UsageError(f"data.modality: {modality!r} is no modality of DICOM{near}")
         self.on_bad_case, self.modality, self.seed, self.store_dir = on_bad_case, modality, seed, store_dir
         self.split = Split()
         self.prepared: dict[str, list[PreparedCase]] = {}

@@ -107,6 +107,9 @@ class Bundle:
             bundle = cls(root=root, models=models, **text)
         except (KeyError, TypeError) as error:
             raise MedlightError(f"{root / DESCRIPTION}: not a bundle's description ({error}); {_AGAIN}") from None
+        files = [*(model.file for model in models), *bundle.digests]
+        if not models or any(Path(file).name != file for file in files):
+            raise MedlightError(f"{root / DESCRIPTION}: names no models, or files outside of the bundle; {_AGAIN}")
         for model in models:
             bundle._check(model.file, model.sha256)
         for name, digest in bundle.digests.items():

@@ -107,6 +107,7 @@ def read(folder: Path) -> Study:
         raise UsageError(f"{folder}: no {FILE} in this folder, which says what is expected of a study")
     if not folder.is_dir():
         near = nearest(folder.name, [p.parent.name for p in folder.parent.glob(f"*/{FILE}")])
+        near = near or "; medlight reproduce --list FOLDER shows those in a folder"
         raise UsageError(f"{folder}: no such study folder{near}")
     try:
         return _study(folder, load_yaml(folder / FILE))
@@ -256,7 +257,8 @@ def _side(text: str, key: str, variants: dict[str, Variant]) -> Side:
     """``VARIANT.METRIC``; a metric without a split is one of the test cases."""
     variant, _, metric = text.partition(".")
     if variant not in variants:
-        raise UsageError(f"{key}: no variant {variant!r}{nearest(variant, variants)}")
+        near = nearest(variant, variants) or f" (there: {', '.join(variants)})"
+        raise UsageError(f"{key}: no variant {variant!r}{near}")
     if not metric:
         raise UsageError(f"{key}: {text!r} names no metric; write {variant}.test/dice")
     return variant, metric if metric.startswith(("train/", "val/", "test/")) else f"test/{metric}"

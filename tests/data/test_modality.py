@@ -44,7 +44,10 @@ def test_files_that_say_another_are_refused(tmp_path: Path) -> None:
         module(dicom(tmp_path), tmp_path / "store", modality="MR")
 
 
-@pytest.mark.parametrize("term", ["mr", "MRI", "", "CT MR"])
-def test_what_is_no_term_of_dicom_is_refused(tmp_path: Path, term: str) -> None:
-    with pytest.raises(UsageError, match=r"data\.modality: .* is no modality of DICOM; write CT, MR"):
+@pytest.mark.parametrize(
+    ("term", "mend"),
+    [("mr", r"did you mean 'MR'"), ("MRI", r"did you mean 'MR'"), ("", "; write CT"), ("radiograph", "; write CT, MR")],
+)
+def test_what_is_no_term_of_dicom_is_refused(tmp_path: Path, term: str, mend: str) -> None:
+    with pytest.raises(UsageError, match=rf"data\.modality: .* is no modality of DICOM.*{mend}"):
         module(dicom(tmp_path), tmp_path / "store", modality=term)

@@ -124,6 +124,16 @@ def test_a_key_that_is_not_known_is_refused(bundle: Bundle) -> None:
             Bundle.load(bundle.root)
 
 
+@pytest.mark.parametrize("models", [[], ["../model.onnx"], ["sub/model.onnx"], ["/etc/hostname"]])
+def test_no_models_or_files_elsewhere_are_refused(bundle: Bundle, models: list[str]) -> None:
+    text = json.loads((bundle.root / "bundle.json").read_text())
+    del text["digest"]
+    text["models"] = [{**text["models"][0], "file": file} for file in models]
+    described(bundle, text)
+    with pytest.raises(MedlightError, match=r"names no models, or files outside of the bundle; mend"):
+        Bundle.load(bundle.root)
+
+
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no bundle here"):
         Bundle.load(tmp_path)

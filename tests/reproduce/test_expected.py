@@ -53,6 +53,7 @@ BAD = [
     ({"variants": {"slow": {"files": ["base.yaml"], "after": "slow"}}}, "goes in a circle (slow -> slow)"),
     ({"expected": []}, "expected: write a list"),
     ({"expected": ["slow"]}, "expected[0]: expected {variant, metric, value, ...}"),
+    (entry(variant="other"), "no variant 'other' (there: slow, fast)"),
     (entry(variant="slwo"), "no variant 'slwo' (did you mean 'slow'?)"),
     (entry(variant=None), "expected[0].variant: missing"),
     (entry(metric=None), "expected[0].metric: missing"),

@@ -65,12 +65,17 @@ class Batch:
         return None
 
     @property
+    def untold(self) -> list[Result]:
+        """Results whose modality was not compared with the bundle's; of what was predicted before it may be unknown."""
+        return [result for result in self.results if not result.get("modality_checked")]
+
+    @property
     def content(self) -> dict[str, Any]:
         """All there is to tell, as plain values and without the names of files that failed: those may be patients'."""
         return {
             "bundle": str(self.predictor.bundle.root),
             "runtime": self.predictor.runtime,
-            "modality_checked": checks_modality(self.predictor.bundle.data),
+            "modality_checked": checks_modality(self.predictor.bundle.data) and not self.untold,
             "cases": self.results,
             "failed": [{"name": item.name, "error": item.nameless(error)} for item, error in self.failed],
         }

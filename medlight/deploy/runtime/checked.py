@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlight.deploy.runtime import memory
-from medlight.deploy.runtime.fit_for import misfits, refuse
+from medlight.deploy.runtime.fit_for import checks_modality, misfits, refuse, told
 from medlight.deploy.runtime.predictor import Predictor, Progress
 from medlight.errors import MedlightError
 from medlight.scans import Volume, read
@@ -28,7 +28,8 @@ class Outcome:
     scans: as they were read, by contrast. label: of a segmentation, on the grid of the first scan. chances: of a
     classification, in the order of the bundle's outputs. spread: the probabilities of a segmentation on the scan's
     grid, where they were asked for. mended: what was mended in the series. warnings: that, and what does not fit the
-    bundle but was forced; nothing of the patient is in them.
+    bundle but was forced; nothing of the patient is in them. modality_checked: whether both the bundle and the scans
+    tell a modality, so that they could be compared.
     """
 
     scans: dict[str, Volume]
@@ -37,6 +38,7 @@ class Outcome:
     spread: Volume | None
     mended: list[str]
     warnings: list[str]
+    modality_checked: bool
 
     @property
     def scan(self) -> Volume:
@@ -80,7 +82,9 @@ def predict_checked(
             label = predictor.segment(scans, progress, batch)
     except MedlightError as error:
         raise MedlightError(f"{named(next(iter(sources.values())))}: {error}") from None
-    return Outcome(scans, label, chances, spread, mended, [f"forced: {text}" for text in found] + mended)
+    warnings = [f"forced: {text}" for text in found] + mended
+    compared = checks_modality(predictor.bundle.data) and told(scans.values())
+    return Outcome(scans, label, chances, spread, mended, warnings, compared)
 
 
 def read_source(source: Source, mends: Mends | None = None) -> Volume:

@@ -44,16 +44,17 @@ def predict_item(
 ) -> Result:
     """Predict one item and write its files, unless the journal knows that this was done before.
 
-    Returns plain values: name, output (of a segmentation), files (their names), volumes_ml by label, dice if the truth
-    is known (by label, None where neither map has it), not_compared (why a truth can't be used), probabilities by class
-    (of a classification), mended and warnings (a line each) and reused. Raises MedlightError that names the file.
+    Returns plain values: name, output (of a segmentation), files (their names), modality_checked (see `Outcome`),
+    volumes_ml by label, dice if the truth is known (by label, None where neither map has it), not_compared (why a truth
+    can't be used), probabilities by class (of a classification), mended and warnings (a line each) and reused. Raises
+    MedlightError that names the file.
     """
     key = key_of(predictor, item, probabilities, force) if journal else ""
     known = journal.find(item, key) if journal else None
     if known is not None:
         return {**known, "reused": True}
     outcome = predict_checked(predictor, item.images, force=force, probabilities=probabilities, progress=progress)
-    result: Result = {"name": item.name, "warnings": outcome.warnings}
+    result: Result = {"name": item.name, "warnings": outcome.warnings, "modality_checked": outcome.modality_checked}
     result |= {"mended": outcome.mended} if outcome.mended else {}
     item.output.parent.mkdir(parents=True, exist_ok=True)
     if outcome.label is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,17 @@ from medlight.scans.volume import Volume
 
 FAR = 2.0  # times the largest training voxel, or less than the smallest one divided by it
 
-UNCHECKED = "modality not checked: the bundle was trained on scans that tell none (mend: data.modality of the fit)"
+UNCHECKED = "modality not checked: the bundle was trained on scans that tell none (fit --data.modality=MR names it)"
 
 
 def checks_modality(data: Mapping[str, Any]) -> bool:
     """Whether a bundle knows which modality it was trained on: NIfTI and pictures tell none."""
     return bool(data.get("modalities"))
+
+
+def told(scans: Iterable[Volume]) -> bool:
+    """Whether each scan tells its modality; NIfTI, pictures and DICOM without the tag don't."""
+    return all(scan.meta.get("modality") for scan in scans)
 
 
 def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[str, Volume]) -> list[str]:

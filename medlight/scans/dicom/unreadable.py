@@ -9,12 +9,16 @@ from medlight.scans.dicom.elements import TAG, text
 from medlight.scans.dicom.frames import Place
 
 # PS3.3 C.7.3.1.1.1, those that make images and those beside them; any other word may be anything, and is not repeated.
-_MODALITIES = (
-    " AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT "
-    "IVUS KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP "
-    "RF RG RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP "
-    "TG US VA XA XAPROTOCOL XC "
+# fmt: off
+MODALITIES = (
+    "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CFM", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DOC", "DX", "ECG", "EEG",
+    "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO", "LEN", "LS", "M3D",
+    "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM", "OPR", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "OT", "PA", "PLAN",
+    "POS", "PR", "PT", "PX", "REG", "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD",
+    "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "US", "VA", "XA",
+    "XAPROTOCOL", "XC",
 )
+# fmt: on
 
 
 class UnreadableError(MedlightError):
@@ -40,9 +44,4 @@ def unreadable(place: Place, cause: str, dataset: Dataset | None = None) -> Unre
 def modality(dataset: Dataset) -> str:
     """An object's modality, empty where it isn't a term of the standard."""
     said = text(dataset, TAG.Modality).upper()
-    return said if is_modality(said) else ""
-
-
-def is_modality(term: str) -> bool:
-    """Whether it is a modality that the standard defines (PS3.3 C.7.3.1.1.1)."""
-    return f" {term} " in _MODALITIES
+    return said if said in MODALITIES else ""
