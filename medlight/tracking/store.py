@@ -114,8 +114,11 @@ def find_run(text: str) -> Run:
     """
     require_store()
     if re.fullmatch(r"[0-9a-f]{32}", text):
-        with reached():
-            return client().get_run(text)
+        try:
+            with reached():
+                return client().get_run(text)
+        except UsageError:
+            raise UsageError(f"no run {text!r} in {masked(tracking_uri())}{_nearest_run(text)}") from None
     matches = runs(f"attributes.run_id LIKE '{text}%'") if re.fullmatch(r"[0-9a-f]{4,31}", text) else []
     if not matches and "'" not in text:
         named = runs(f"attributes.run_name = '{text}'")
@@ -150,12 +153,14 @@ def _described(run: Run) -> str:
 
 
 def _nearest_run(text: str) -> str:
-    """The hint at a run's name or the start of its id; else at a name that holds the text."""
+    """The hint at a run's name or the start of its id; else at a name that holds the text; else at the newest."""
     every = runs()
     names = {run.info.run_name for run in every if run.info.run_name}
     hint = nearest(text, names | {run.info.run_id[: max(4, len(text))] for run in every})
     holding = sorted(name for name in names if text.casefold() in name.casefold())
-    return hint or (f" (did you mean {holding[0]!r}?)" if holding else "")
+    newest = list(dict.fromkeys(run.info.run_name for run in every if run.info.run_name))[:3]
+    last = f" (did you mean {holding[0]!r}?)" if holding else f" (the newest are {', '.join(newest)})" if newest else ""
+    return hint or last
 
 
 def resolve_run(text: str) -> str:

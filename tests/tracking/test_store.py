@@ -77,8 +77,10 @@ def test_found_by_id_prefix_and_name(here: Path) -> None:
         store.find_run("DynUNet")  # a part of the name
     with pytest.raises(UsageError, match="first 4 letters are needed"):
         store.find_run(run_id[:3])
-    with pytest.raises(UsageError, match="not in the tracking store"):
+    with pytest.raises(UsageError, match=r"no run '0+' in .*the newest are dynunet-lr3"):
         store.find_run("0" * 32)
+    with pytest.raises(UsageError, match=rf"did you mean '{run_id}'"):
+        store.find_run(run_id[:-1] + ("0" if run_id[-1] != "0" else "1"))
     with pytest.raises(UsageError, match="no run"):
         store.find_run("it's")
 
