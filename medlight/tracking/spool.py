@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,9 @@ class Spool:
 
     def keep(self, name: str) -> Path:
         """Return the path of a new file under the spool, for content that an operation needs."""
-        folder = self.files / str(next(self._numbers))
-        folder.mkdir(parents=True, exist_ok=True)
+        with self._lock:  # the thread that sends removes `files` when nothing is left in it
+            folder = self.files / str(next(self._numbers))
+            folder.mkdir(parents=True)
         return folder / name
 
     def attempt(self) -> bool:
@@ -127,7 +129,8 @@ class Spool:
             self._queue.popleft()
             if not self._queue:
                 self.journal.unlink(missing_ok=True)
-                shutil.rmtree(self.files, ignore_errors=True)
+                with suppress(OSError):  # not there, or it holds what keep() has just promised to another thread
+                    self.files.rmdir()
 
     def _failed(self, error: Exception) -> None:
         if not self.away:

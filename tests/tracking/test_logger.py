@@ -235,3 +235,16 @@ def test_delivery_asks_only_when_it_must(here: Path, monkeypatch: pytest.MonkeyP
 )
 def test_scrub(text: str, clean: str) -> None:
     assert scrub(text) == clean
+
+
+def test_a_file_being_written_stays_while_the_last_of_the_queue_is_delivered(here: Path) -> None:
+    logger = MLflowLogger("study", "promised")
+    assert logger.flush()
+    logger.spool.put({"op": "tags", "values": {"a": "1"}})
+    promised = logger.spool.keep("text.txt")  # by the fit's thread, which has not written it yet
+    assert logger.spool.attempt()  # by the thread that sends: nothing is left in the queue
+    promised.write_text("kept")
+    logger.spool.put({"op": "artifact", "file": str(promised), "folder": None})
+    assert logger.spool.attempt()
+    assert store.artifact(logger.run_id, "text.txt").read_text() == "kept"
+    assert not logger.spool.files.exists()
