@@ -6,8 +6,10 @@ named by their UIDs, which only this file holds: a system of the clinic finds by
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ Code = tuple[str, str, str]
 COMPREHENSIVE_SR = "1.2.840.10008.5.1.4.1.1.88.33"
 _PERCENT: Code = ("%", "UCUM", "percent")
 _CERTAINTY: Code = ("111012", "DCM", "Certainty of Finding")
+_LONGEST_CODE, _LONGEST_MEANING = 16, 64  # characters of SH and LO (PS3.5 6.2)
 
 
 def write_report(bundle: Bundle, item: Item, outcome: Outcome) -> list[Path]:
@@ -54,16 +57,17 @@ def report(chances: dict[str, float], images: Sequence[tuple[str, str]], warning
     template.MappingResource, template.TemplateIdentifier = "DCMR", "1500"
     made.ContentTemplateSequence = [template]
     library = _container("CONTAINS", ("111028", "DCM", "Image Library"), [_image(*image) for image in images])
-    groups = [_group(name, chance) for name, chance in sorted(chances.items(), key=lambda pair: -pair[1])]
+    codes = _codes(chances)
+    groups = [_group(codes[name], chance) for name, chance in sorted(chances.items(), key=lambda pair: -pair[1])]
     measured = _container("CONTAINS", ("126010", "DCM", "Imaging Measurements"), groups)
     notes = [_text(("121106", "DCM", "Comment"), warning) for warning in warnings]
     made.ContentSequence = [library, measured, *notes]
     return made
 
 
-def _group(name: str, chance: float) -> Dataset:
+def _group(code: Code, chance: float) -> Dataset:
     finding = _content("CONTAINS", "CODE", ("121071", "DCM", "Finding"))
-    finding.ConceptCodeSequence = [_coded((_short(name), "99MEDLIGHT", name[:64]))]
+    finding.ConceptCodeSequence = [_coded(code)]
     number = _content("CONTAINS", "NUM", _CERTAINTY)
     value = Dataset()
     value.NumericValue = f"{100 * chance:.6g}"
@@ -73,9 +77,20 @@ def _group(name: str, chance: float) -> Dataset:
     return _container("CONTAINS", ("125007", "DCM", "Measurement Group"), [finding, number])
 
 
-def _short(name: str) -> str:
-    """A code value (SH: 16 characters) for a class that no terminology lists."""
-    return name.upper().replace(" ", "_").replace("\\", "_")[:16]
+def _codes(names: Iterable[str]) -> dict[str, Code]:
+    """Return a code for each class, which no terminology lists: its name where that is short enough and no other's.
+
+    Else the name's beginning and digest, so that no two are alike and each is the same in every report of a bundle.
+    """
+    written = {name: name.upper().replace(" ", "_").replace("\\", "_") for name in names}
+    times = Counter(written.values())
+    codes: dict[str, Code] = {}
+    for name, value in written.items():
+        if len(value) > _LONGEST_CODE or times[value] > 1:
+            value = f"{value[:7]}_{hashlib.sha256(name.encode()).hexdigest()[:8].upper()}"
+        meaning = name.replace("\\", "_")[:_LONGEST_MEANING]  # a backslash would make two values of it
+        codes[name] = (value, "99MEDLIGHT", meaning)
+    return codes
 
 
 def _container(relationship: str | None, concept: Code, content: Sequence[Dataset]) -> Dataset:
