@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,12 @@ class RegisteredBundle:
         except (MedlightError, OSError) as error:
             text = " ".join(str(error).split())
             return found | {"error": item.nameless(text) if item else text}
+        except MemoryError:
+            return found | {"error": "needs more memory than there is; mend: predict it on a machine that has more"}
+        except Exception as error:  # what it says may quote a patient's header
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
+            return found | {"error": f"{where}, which is a fault of the program"}
 
     def _predicted(self, item: Item, force: bool) -> dict[str, Any]:
         result = predict_item(self._predictor, item, force=force)
