@@ -12,14 +12,15 @@ import numpy as np
 
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.runtime.checked import predict_checked
-from medlight.deploy.runtime.clinic import predict_series
-from medlight.deploy.runtime.files import write_on_grid
+from medlight.deploy.runtime.files import predict_item, write_on_grid
+from medlight.deploy.runtime.journal import Item
 from medlight.deploy.runtime.predictor import Predictor, Progress
 from medlight.deploy.serve.upload import Limits, RefusedError, as_scan
 from medlight.scans import Volume
 from medlight.scans.read import format_of
 
 Form = Literal["nifti", "dicom-seg", "json"]
+FORMS: tuple[Form, ...] = ("nifti", "dicom-seg", "json")
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,37 @@ class Asked:
         return next(iter(self.scans.values()))
 
 
+def forms(predictor: Predictor) -> tuple[Form, ...]:
+    """The forms that a bundle's answers can have: a class is no label map, a clip's label maps are no DICOM-SEG."""
+    if predictor.bundle.task == "classification":
+        return ("json",)
+    return ("nifti", "json") if predictor.preparation.frames == "clip" else FORMS
+
+
 def asked(predictor: Predictor, files: Mapping[str, Path], form: Form | None, limits: Limits) -> Asked:
     """Look at what was uploaded, files by contrast; nothing of it is predicted yet.
 
-    form: what is asked for; by default a DICOM-SEG of DICOM, NIfTI of anything else, and JSON of a class. Raises
-    RefusedError for uploads that are no scans and forms that can't be.
+    form: what is asked for; by default, of those that can be, a DICOM-SEG where the first contrast is DICOM, else
+    NIfTI, and JSON of a class. Raises RefusedError for uploads that are no scans and forms that can't be.
     """
+    can = forms(predictor)
+    if form and form not in can:
+        kind = "tells classes" if can == ("json",) else "has a label map for each frame of a clip"
+        raise RefusedError(400, f"the bundle {kind}, which can't be {form}; ask for format={' or '.join(can)}")
     scans = {name: as_scan(file, limits) for name, file in _in_order(files, predictor.bundle).items()}
-    from_dicom = len(scans) == 1 and format_of(next(iter(scans.values()))) == "dicom"
-    classes = predictor.bundle.task == "classification"
-    film = predictor.preparation.frames == "clip"  # its label maps are several
-    form = form or ("json" if classes else "dicom-seg" if from_dicom and not film else "nifti")
-    if classes and form != "json":
-        raise RefusedError(400, f"the bundle tells classes, which can't be {form}; ask for format=json")
+    first = next(iter(scans))
+    from_dicom = format_of(scans[first]) == "dicom"
     if form == "dicom-seg" and not from_dicom:
-        raise RefusedError(400, "a DICOM-SEG needs the DICOM series it belongs to; send one as a zip, or ask for nifti")
-    return Asked(scans, form)
+        which = "the scan" if len(scans) == 1 else f"{first}, whose grid it would have,"
+        reason = f"a DICOM-SEG refers to DICOM images, and {which} is none; send its series as a zip, or ask for nifti"
+        raise RefusedError(400, reason)
+    return Asked(scans, form or ("dicom-seg" if from_dicom and "dicom-seg" in can else can[0]))
 
 
 def answer(predictor: Predictor, upload: Asked, force: bool, progress: Progress) -> Answer:
     """Predict an upload. Raises MedlightError where the scan does not fit the bundle."""
     if upload.form == "dicom-seg":
-        return _dicom(predictor, upload.first, progress, force)
+        return _dicom(predictor, upload, progress, force)
     outcome = predict_checked(predictor, upload.scans, force=force, progress=progress)
     if upload.form == "json" or outcome.label is None:
         figures = _figures(predictor.bundle, outcome.chances, outcome.label)
@@ -89,11 +99,10 @@ def _in_order(files: Mapping[str, Path], bundle: Bundle) -> dict[str, Path]:
     return {name: files[name] for name in channels}
 
 
-def _dicom(predictor: Predictor, series: Path, progress: Progress, force: bool) -> Answer:
-    out = series.parent / "out"
-    result = predict_series(predictor, series, out, force=force, progress=progress)
-    (name,) = (name for name in result["files"] if name.endswith(".dcm"))
-    return Answer((out / name).read_bytes(), "application/dicom", "prediction.dcm", list(result["warnings"]))
+def _dicom(predictor: Predictor, upload: Asked, progress: Progress, force: bool) -> Answer:
+    item = Item("prediction", upload.scans, upload.first.parent / "out" / "prediction.dcm")
+    result = predict_item(predictor, item, force=force, progress=progress)
+    return Answer(item.output.read_bytes(), "application/dicom", item.output.name, list(result["warnings"]))
 
 
 def _figures(bundle: Bundle, chances: list[float], label: Volume | None) -> dict[str, Any]:

@@ -21,13 +21,12 @@ from starlette.requests import ClientDisconnect
 from medlight.deploy.runtime.fit_for import checks_modality
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.serve.access import Application, Guard
-from medlight.deploy.serve.answer import Answer, answer, asked
+from medlight.deploy.serve.answer import FORMS, Answer, answer, asked, forms
 from medlight.deploy.serve.say import place_of, plain, say
 from medlight.deploy.serve.turns import BusyError, Job, StoppedError, Turns
 from medlight.deploy.serve.upload import Limits, RefusedError, receive
 from medlight.errors import MedlightError
 
-_FORMS = ("nifti", "dicom-seg", "json")
 _LOOK = 0.2  # seconds between two looks at whether the client is still there
 _CONNECTIONS = 64
 _WARNINGS = 16
@@ -90,7 +89,7 @@ def _facts(predictor: Predictor, limits: Limits) -> dict[str, Any]:
         "modality_checked": checks_modality(bundle.data),
         "run_id": bundle.run_id,
         "takes": ["NIfTI", "zip of one DICOM series", "DICOM", *(["PNG, JPEG, TIFF"] if flat else [])],
-        "gives": ["json"] if bundle.task == "classification" else list(_FORMS),
+        "gives": list(forms(predictor)),
         "largest_upload": limits.upload,
     }
 
@@ -121,8 +120,8 @@ async def _predict(
 
 def _form(request: Request) -> Any:
     form = request.query_params.get("format")
-    if form not in (None, *_FORMS):
-        raise RefusedError(400, f"format: one of {', '.join(_FORMS)}")
+    if form not in (None, *FORMS):
+        raise RefusedError(400, f"format: one of {', '.join(FORMS)}")
     return form
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from medlight.deploy.runtime import Predictor
@@ -150,6 +151,46 @@ def test_several_contrasts_are_fields_of_a_form(tmp_path: Path) -> None:
         wrong = curl(f"{url}/predict", "-F", fields[0], "-F", f"nonsense=@{tmp_path}/1.nii.gz")
         assert wrong.status == 400
         assert all(name in wrong.error for name in names)
+
+
+def test_several_dicom_contrasts_become_a_segmentation_of_the_first(tmp_path: Path) -> None:
+    window = {"class_path": "medlight.prepare.Window", "init_args": {"low": 0.0, "high": 800.0}}
+    found = tiny(tmp_path / "bundle", channels=["T1", "T2"], normalise=[window, window])
+    planes = {name: fake_dicom.series(GRID, channel=n, series=name) for n, name in enumerate(("T1", "T2"))}
+    fields = []
+    for name, datasets in planes.items():
+        archive = fake_dicom.zipped(fake_dicom.write(datasets, tmp_path / name), tmp_path / f"{name}.zip")
+        fields = ["-F", f"{name}=@{archive}", *fields]  # the other way round: the bundle says which is the first
+    predictor = Predictor(found, threads=1)
+    expected = predictor.predict({name: read(tmp_path / name) for name in planes}).label
+    assert expected is not None
+    assert set(np.unique(expected.array)) == {0, 1, 2}
+    with http(predictor) as (url, _):
+        for query in ("", "?format=dicom-seg"):
+            reply = curl(f"{url}/predict{query}", *fields)
+            assert reply.status == 200, reply.body
+            assert reply.headers["content-type"] == "application/dicom"
+            (tmp_path / "seg.dcm").write_bytes(reply.body)
+            (referenced,) = pydicom.dcmread(tmp_path / "seg.dcm").ReferencedSeriesSequence
+            assert referenced.SeriesInstanceUID == planes["T1"][0].SeriesInstanceUID
+            sizes = {
+                int(segment.number): int(segment.mask.sum()) for segment in read_seg(tmp_path / "seg.dcm").segments
+            }
+            assert sizes == {value: int((expected.array == value).sum()) for value in (1, 2)}
+        assert curl(f"{url}/predict?format=nifti", *fields).headers["content-type"] == "application/gzip"
+        write_nifti(read(tmp_path / "T1"), tmp_path / "T1.nii.gz")
+        mixed = curl(f"{url}/predict?format=dicom-seg", "-F", f"T1=@{tmp_path / 'T1.nii.gz'}", *fields[:2])
+        assert (mixed.status, "T1, whose grid it would have, is none; send its series" in mixed.error) == (400, True)
+
+
+def test_a_clip_is_never_a_dicom_seg(series: Path, tmp_path: Path) -> None:
+    film = tiny(tmp_path / "bundle", preparation={"frames": "clip"})
+    archive = fake_dicom.zipped(series, tmp_path / "series.zip")
+    with http(Predictor(film, threads=1)) as (url, _):
+        reply = curl(f"{url}/predict?format=dicom-seg", "-F", f"file=@{archive}")
+        assert (reply.status, "a label map for each frame of a clip" in reply.error) == (400, True)
+        assert "format=nifti or json" in reply.error
+        assert curl(f"{url}/info").json["gives"] == ["nifti", "json"]
 
 
 def test_what_the_server_is(url: str, bundle: Path) -> None:
