@@ -155,16 +155,16 @@ def test_several_contrasts_are_fields_of_a_form(tmp_path: Path) -> None:
 
 def test_several_dicom_contrasts_become_a_segmentation_of_the_first(tmp_path: Path) -> None:
     window = {"class_path": "medlight.prepare.Window", "init_args": {"low": 0.0, "high": 800.0}}
-    found = tiny(tmp_path / "bundle", channels=["T1", "T2"], normalise=[window, window])
+    bundle = tiny(tmp_path / "bundle", channels=["T1", "T2"], normalise=[window, window])
     planes = {name: fake_dicom.series(GRID, channel=n, series=name) for n, name in enumerate(("T1", "T2"))}
     fields = []
     for name, datasets in planes.items():
         archive = fake_dicom.zipped(fake_dicom.write(datasets, tmp_path / name), tmp_path / f"{name}.zip")
         fields = ["-F", f"{name}=@{archive}", *fields]  # the other way round: the bundle says which is the first
-    predictor = Predictor(found, threads=1)
+    predictor = Predictor(bundle, threads=1)
     expected = predictor.predict({name: read(tmp_path / name) for name in planes}).label
     assert expected is not None
-    assert set(np.unique(expected.array)) == {0, 1, 2}
+    assert np.count_nonzero(expected.array) > 50
     with http(predictor) as (url, _):
         for query in ("", "?format=dicom-seg"):
             reply = curl(f"{url}/predict{query}", *fields)
@@ -173,10 +173,8 @@ def test_several_dicom_contrasts_become_a_segmentation_of_the_first(tmp_path: Pa
             (tmp_path / "seg.dcm").write_bytes(reply.body)
             (referenced,) = pydicom.dcmread(tmp_path / "seg.dcm").ReferencedSeriesSequence
             assert referenced.SeriesInstanceUID == planes["T1"][0].SeriesInstanceUID
-            sizes = {
-                int(segment.number): int(segment.mask.sum()) for segment in read_seg(tmp_path / "seg.dcm").segments
-            }
-            assert sizes == {value: int((expected.array == value).sum()) for value in (1, 2)}
+            found = {segment.number: int(segment.mask.sum()) for segment in read_seg(tmp_path / "seg.dcm").segments}
+            assert found == {value: int((expected.array == value).sum()) for value in (1, 2)}
         assert curl(f"{url}/predict?format=nifti", *fields).headers["content-type"] == "application/gzip"
         write_nifti(read(tmp_path / "T1"), tmp_path / "T1.nii.gz")
         mixed = curl(f"{url}/predict?format=dicom-seg", "-F", f"T1=@{tmp_path / 'T1.nii.gz'}", *fields[:2])
