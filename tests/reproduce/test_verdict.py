@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -101,15 +99,22 @@ def test_the_interval_over_seeds_is_students() -> None:
     assert found.sd == pytest.approx(np.std([0.80, 0.83, 0.87], ddof=1))
 
 
-def test_the_bootstrap_over_seeds_and_cases_is_that_of_a_plain_loop() -> None:
+def wider(bootstrap: np.ndarray, per_seed: np.ndarray) -> tuple[float, float]:
+    """The wider at each end of an interval and Student's over the seeds."""
+    low, high = stats.t.interval(0.95, len(per_seed) - 1, loc=np.mean(per_seed), scale=stats.sem(per_seed))
+    return min(bootstrap[0], low), max(bootstrap[1], high)
+
+
+@pytest.mark.parametrize("apart", [0.001, 0.02])  # where cases, and where seeds, decide
+def test_the_interval_is_that_of_a_plain_bootstrap_over_seeds_and_cases_or_students_where_wider(apart: float) -> None:
     random = np.random.default_rng(3)
-    table = random.normal(0.85, 0.04, (3, 20)) + np.array([[0.0], [0.02], [-0.01]])
+    table = random.normal(0.85, 0.04, 20) + random.normal(0, 0.001, (3, 20)) + apart * np.array([[0.0], [1], [-0.5]])
     found = sample([dice_run(seed, row) for seed, row in enumerate(table)], "test/dice")
     means = []
     for _ in range(6000):
         cases = random.integers(0, 20, 20)
         means.append(np.mean([table[seed, cases].mean() for seed in random.integers(0, 3, 3)]))
-    low, high = np.quantile(means, [0.025, 0.975])
+    low, high = wider(np.quantile(means, [0.025, 0.975]), table.mean(axis=1))
     assert (found.low, found.high) == (pytest.approx(low, abs=0.002), pytest.approx(high, abs=0.002))
     assert (found.over, found.cases) == ("seeds and cases", 20)
     assert found.mean == pytest.approx(table.mean())
@@ -147,11 +152,29 @@ def test_a_metric_of_the_whole_set_is_computed_anew_on_each_drawn_set() -> None:
             for s in random.integers(0, 2, 2)
         ]
         drawn.append(np.mean(each))
-    low, high = np.quantile(drawn, [0.025, 0.975])
+    per_seed = np.array([rank_auroc(a, truth) - rank_auroc(b, truth) for a, b in zip(good, poor, strict=True)])
+    low, high = wider(np.quantile(drawn, [0.025, 0.975]), per_seed)
     assert (found.low, found.high) == (pytest.approx(low, abs=0.012), pytest.approx(high, abs=0.012))
     expected = 2 * np.mean(np.array(drawn) <= 0)
     assert found.p == pytest.approx(expected, abs=0.02)
     assert found.test == "paired bootstrap"
+
+
+@pytest.mark.parametrize(("of_seed", "of_case"), [(0.01, 0.0), (0.01, 0.02), (0.0, 0.02)])
+def test_where_nothing_differs_few_claims_hold_or_fail(
+    of_seed: float, of_case: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Studies of three seeds whose variants differ by chance alone, of the seed and of the case."""
+    monkeypatch.setattr(verdict, "RESAMPLES", 400)
+    random = np.random.default_rng(11)
+    said = []
+    for _ in range(200):
+        ability, lean = random.normal(0.85, 0.03, 42), random.normal(0, of_case, 42)  # hard cases; cases that suit one
+        ours = [ability + lean + random.normal(0, of_seed) + random.normal(0, 0.01, 42) for _ in range(3)]
+        theirs = [ability + random.normal(0, of_seed) + random.normal(0, 0.01, 42) for _ in range(3)]
+        runs = {"a": [dice_run(s, v) for s, v in enumerate(ours)], "b": [dice_run(s, v) for s, v in enumerate(theirs)]}
+        said.append(judge(Claim("a > b", ("a", "test/dice"), ("b", "test/dice"), ""), runs, 3, "full").verdict)
+    assert 1 - said.count("undecided") / 200 <= 0.08
 
 
 def test_only_seeds_that_both_have_are_paired() -> None:
@@ -175,4 +198,4 @@ def test_runs_on_different_cases_are_judged_over_seeds() -> None:
 
 def test_the_rule_is_written_out() -> None:
     assert len(verdict.RULE) == 6
-    assert not math.isnan(verdict.RESAMPLES)
+    assert all(said in " ".join(verdict.RULE) for said in ("Student's t", "bootstrap", "tolerance", "signed-rank"))
