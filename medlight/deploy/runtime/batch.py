@@ -49,6 +49,9 @@ class Batch:
     def add(self, item: Item, progress: Callable[[int, int], None] | None = None) -> Result | None:
         """Predict one item; returns its result, None where it failed."""
         self.items.append(item)
+        if item.fault:
+            self.failed.append((item, item.fault))
+            return None
         options: dict[str, Any] = {"probabilities": self.probabilities, "force": self.force, "progress": progress}
         try:
             self.results.append(predict_item(self.predictor, item, self._journal, **options))

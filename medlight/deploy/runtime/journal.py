@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from medlight.deploy.bundle import DESCRIPTION, sha256
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.prepare.digests import content_digest
-from medlight.scans.files import nameless, replacing
+from medlight.scans.files import nameless, replacing, shown
 
 if TYPE_CHECKING:
     from medlight.deploy.runtime.checked import Source
@@ -28,12 +28,14 @@ class Item:
     """One thing to predict: its name, its contrasts (files, folders or stacks of DICOM), what to write, the truth.
 
     output: the label map, ``.dcm`` for a DICOM-SEG; the other files lie beside it. Of a class only those are written.
+    fault: why it can't be predicted, in one line for a person, where that was found out before; else empty.
     """
 
     name: str
     images: Mapping[str, Source]
     output: Path
     truth: Path | None = None
+    fault: str = ""
 
     @property
     def source(self) -> Source:
@@ -60,6 +62,8 @@ class Item:
         """What is kept of a failure: a file's name may be a patient's, and is only shown."""
         for source in self.images.values():
             if isinstance(source, Path):
+                if error.startswith((f"{shown(source)}/", f"{source}/")):  # a file in a folder
+                    error = error.partition(": ")[2]
                 error = nameless(error, source)
                 continue
             places = dict.fromkeys(frame.place for frame in source.frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from medlight.errors import MedlightError, UsageError
 from medlight.prepare.contents import sha256
 from medlight.prepare.folders import KINDS, are_slices, loose, name_of, scans_in
 from medlight.scans import SUFFIXES, is_scan
-from medlight.scans.files import apart
+from medlight.scans.files import apart, shown
 from medlight.scans.nifti import NIFTI_SUFFIXES
 from medlight.scans.read import format_of
 
@@ -55,7 +56,8 @@ def items_of(source: Path, asked: Asked) -> list[Item]:
     """List what is to be predicted.
 
     A folder of DICOM with several series gives each volume by itself; localizers, captures, segmentations and reports
-    in it are passed over. Raises UsageError where there is nothing, names clash, or an input would be overwritten.
+    in it are passed over. DICOM that can't be read to the end is listed with its fault. Raises UsageError where there
+    is nothing, names clash, or an input would be overwritten.
     """
     inputs = _inputs(source)
     _check_out(asked, len(inputs))
@@ -92,16 +94,22 @@ def nested(folder: Path) -> list[Path]:
 
 
 def as_item(name: str, source: Source, asked: Asked) -> Item:
-    """One scan by itself, as `items_of` would list it. name: of a file; a DICOM series goes by its content."""
+    """One scan by itself, as `items_of` would list it, with a fault where its files can't be read or are gone.
+
+    name: of a file; a DICOM series goes by its content.
+    """
     return _item(_Input(name, {"image": source}), asked, {})
 
 
 def _item(entry: _Input, asked: Asked, others: Container[str]) -> Item:
-    name = _nameless(entry, others)
+    try:
+        name, fault = _nameless(entry, others), ""
+    except MedlightError as error:
+        name, fault = _free("unreadable", others), " ".join(str(error).split())
     truth = _truth(asked.truth, entry.name) or entry.truth
     form = _form(entry, asked)
     output = asked.out if asked.one_file else asked.out / f"{name}{'.dcm' if form == 'dicom-seg' else '.nii.gz'}"
-    return Item(name, entry.images, output, truth)
+    return Item(name, entry.images, output, truth, fault)
 
 
 def _form(entry: _Input, asked: Asked) -> Form:
@@ -123,11 +131,21 @@ def is_dicom(entry: _Input | Item) -> bool:
 def _nameless(entry: _Input, others: Container[str]) -> str:
     """What a scan's outputs are called: as its file is, or as the manifest says; DICOM by its content, as in a fit.
 
-    The name of a DICOM folder is a patient's as a rule: it is shown in the terminal and stored nowhere.
+    The name of a DICOM folder is a patient's as a rule: it is shown in the terminal and stored nowhere. Raises
+    MedlightError that names what can't be read.
     """
     if entry.listed or not is_dicom(entry):
         return entry.name
-    name = f"case-{sha256([[contrast, content_of(image)] for contrast, image in entry.images.items()])[:10]}"
+    try:
+        content = [[contrast, content_of(image)] for contrast, image in entry.images.items()]
+    except OSError as error:  # a folder that went away while it was listed
+        where = shown(_where(next(iter(entry.images.values()))))
+        raise MedlightError(f"{where}: can't be read ({error.strerror}); check that it is still there") from None
+    return _free(f"case-{sha256(content)[:10]}", others)
+
+
+def _free(name: str, others: Container[str]) -> str:
+    """Return a name that no other scan has: of several the first is called so, the next ``name+1``."""
     copies = (f"{name}+{number}" for number in itertools.count(1))
     return name if name not in others else next(copy for copy in copies if copy not in others)
 
@@ -140,12 +158,23 @@ def _inputs(source: Path) -> list[_Input]:
         scans = scans_in(source, unclear)
         for bad in unclear:
             raise UsageError(bad.reason)
-        return [entry for name, scan in scans.items() for entry in _volumes(name, scan)]
+        others = (path for path in sorted(source.iterdir()) if path not in scans.values() and path.name[0] != ".")
+        found = [*scans.items(), *((path.name, path) for path in others if _closed(path))]
+        return [entry for name, scan in found for entry in _volumes(name, scan)]
     if source.suffix.lower() in _MANIFESTS:
         return _listed(source)
     if not source.is_file():
         raise UsageError(f"{source}: no such file or folder")
     return _volumes(name_of(source), source)
+
+
+def _closed(folder: Path) -> bool:
+    """Whether a path is a folder that can't be listed to the end: there may be a study in it, which is then failed."""
+    errors: list[OSError] = []
+    if folder.is_dir():
+        for _ in os.walk(folder, onerror=errors.append):
+            pass
+    return bool(errors)
 
 
 def _volumes(name: str, scan: Path) -> list[_Input]:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -16,9 +19,10 @@ from pydicom import Dataset
 from medlight.cli.main import main
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.runtime.checked import named
-from medlight.deploy.runtime.journal import Item
+from medlight.deploy.runtime.journal import Item, content_of
 from medlight.deploy.runtime.studies import Asked, items_of
 from medlight.deploy.runtime.summary import table
+from medlight.errors import MedlightError
 from medlight.scans import read, write_nifti
 from medlight.scans.dicom.survey import survey
 from medlight.scans.files import nameless
@@ -119,6 +123,53 @@ def test_a_fault_of_the_program_is_one_scans(
     assert "3 predicted" in said.out
     assert "ValueError at test_studies.py" in said.err
     assert "Zyzzyva" not in said.err + (tmp_path / "out" / "summary.json").read_text()
+
+
+def test_a_file_that_can_not_be_read_is_one_scans(
+    ct_bundle: Bundle, tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it lies: in a folder of one volume, or of several; what is kept does not name it."""
+    fake_dicom.write(fake_dicom.series(SHIFTED, series="five"), tree / "Poe^Edgar")
+    for folder in ("Poe^Edgar", "Doe^Jane/study"):
+        (tree / folder / "Allan_Poe.dcm").symlink_to("/proc/self/mem")  # opens, and gives an I/O error
+    (tree / "Poe^Edgar" / "Allan_notes").symlink_to("/proc/self/mem")
+    out = tmp_path / "out"
+    assert run(ct_bundle.root, tree, out) == 1
+    said = capsys.readouterr()
+    assert "4 predicted" in said.out
+    lines = [line for line in said.err.splitlines() if "can't be " in line]
+    assert len(lines) == 3
+    assert all("Allan_" in line and "(Input/output error)" in line for line in lines)
+    kept = "".join(file.read_text() for file in out.iterdir() if file.suffix in (".json", ".csv"))
+    assert kept.count("Input/output error") == 6  # in summary.json and summary.csv
+    assert not any(secret in kept for secret in ("Poe", "Allan", "Doe", "Roe"))
+
+
+def test_what_is_kept_of_a_folder_names_no_file_in_it(tmp_path: Path) -> None:
+    series = fake_dicom.write(fake_dicom.series(GRID), tmp_path / "Doe^Jane")
+    (series / "Jane 01.dcm").symlink_to("/proc/self/mem")
+    with pytest.raises(MedlightError) as refused:
+        content_of(series)
+    item = Item("unreadable", {"image": series}, tmp_path / "x.dcm", fault=str(refused.value))
+    assert str(series / "Jane 01.dcm") in item.fault
+    assert item.nameless(item.fault) == "can't be read (Input/output error); check its permissions"
+
+
+def test_what_is_closed_to_a_user_is_named(ct_bundle: Bundle, tree: Path, tmp_path: Path) -> None:
+    """A file, and a folder with a whole study; to root nothing is closed that keeps its capabilities."""
+    (tree / "Doe^Jane" / "study" / "extra0.dcm").chmod(0)
+    closed = fake_dicom.write(fake_dicom.series(GRID, series="six"), tree / "Poe^Edgar" / "study")
+    closed.chmod(0)
+    code = "import sys; from medlight.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "predict", ct_bundle.root, tree, tmp_path / "out", "--threads", "1"]
+    less = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    done = subprocess.run([*less, *map(str, words)], capture_output=True, text=True, check=False)
+    closed.chmod(0o755)
+    assert done.returncode == 1, done.stderr
+    assert "3 predicted" in done.stdout
+    file, folder = sorted(line for line in done.stderr.splitlines() if "Permission denied" in line)
+    assert "extra0.dcm" in file
+    assert "Poe^Edgar" in folder
 
 
 def test_formats(ct_bundle: Bundle, series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
