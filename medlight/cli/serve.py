@@ -89,8 +89,10 @@ def run(args: argparse.Namespace) -> None:
     check_threads(args.threads)
     _check(args)
     bundle = bundle_of(args.model)
-    if args.dicom is not None and bundle.task != "segmentation":
-        raise UsageError(f"--dicom: sends DICOM-SEGs, and this bundle is for {bundle.task}; use --http")
+    if args.dicom is not None:
+        from medlight.deploy.serve.dicom import check_node
+
+        check_node(bundle)
     from medlight.deploy.runtime import Predictor
     from medlight.deploy.runtime.fit_for import UNCHECKED, checks_modality
     from medlight.deploy.serve.turns import Turns

@@ -18,6 +18,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, AllStoragePresentationContexts, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from medlight.deploy.bundle import Bundle
 from medlight.deploy.runtime.clinic import predict_series
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.serve.say import place_of, plain, say, short
@@ -49,6 +50,20 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 5.0, 300.0  # seconds between two tries to send
 _LOOK = 0.2  # seconds between two looks at the spool
 _MOST_PDU = 1 << 20  # bytes; data come in 64 KiB, as is negotiated, and requests for associations take less
 _PATIENCE = 120.0  # seconds that nothing comes
+
+
+def check_node(bundle: Bundle) -> None:
+    """Raise UsageError, which says why, for a bundle that can predict no series that comes by itself as a DICOM-SEG."""
+    if bundle.task != "segmentation":
+        raise UsageError(f"--dicom: sends DICOM-SEGs, and this bundle is for {bundle.task}; use --http")
+    if bundle.data["preparation"].get("frames") == "clip":
+        why = "sends DICOM-SEGs, and this bundle has a label map for each frame of a clip (frames: clip)"
+        raise UsageError(f"--dicom: {why}; use --http")
+    # the channels of one image (colours, echoes) are called image:red, image:green, ..., and come in one series
+    contrasts = dict.fromkeys(str(name).partition(":")[0] for name in bundle.data["channels"])
+    if len(contrasts) > 1:
+        why = f"predicts each series by itself, and this bundle takes several together ({', '.join(contrasts)})"
+        raise UsageError(f"--dicom: {why}; use --http, or predict with a manifest")
 
 
 class Listener:
