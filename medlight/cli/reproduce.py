@@ -88,7 +88,7 @@ def _reproduce(args: argparse.Namespace, study: Study) -> int:
                 raise MedlightError(f"study {study.name} was stopped; the same command goes on with it") from None
             raise
         files = parent.finish(found)
-    _show(found, files, sys.stderr if args.json == "-" else sys.stdout)
+    _show(found, files, study.folder / "results.md", sys.stderr if args.json == "-" else sys.stdout)
     write_json(args.json, found)
     return 1 if any(outcome.state == "failed" for outcome in outcomes) else 0
 
@@ -100,7 +100,7 @@ def _command(args: argparse.Namespace) -> str:
     return shlex.join([*words, "--workers", str(args.workers)])
 
 
-def _show(found: dict[str, Any], files: list[Path], stream: Any) -> None:
+def _show(found: dict[str, Any], files: list[Path], committed: Path, stream: Any) -> None:
     from medlight.compare.text import console
     from medlight.reproduce import markdown
 
@@ -120,6 +120,8 @@ def _show(found: dict[str, Any], files: list[Path], stream: Any) -> None:
             print("\t".join(cell.replace("**", "") for cell in markdown.cells(row)), file=stream)
     for each in files:
         print(f"written: {each}", file=stream)
+    if found["budget"] == "full" and committed not in files:
+        print(f"kept: {committed}, which is of more finished runs", file=stream)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -36,7 +36,11 @@ class StudyRun:
         self.logger.finalize("failed")
 
     def finish(self, results: Results) -> list[Path]:
-        """Write the results, also beside expected.yaml where the budget was full; returns the files, the page last."""
+        """Write the results; returns the files, the page last.
+
+        Those of a full budget are written beside expected.yaml too, unless what lies there is of more finished runs of
+        the same files: results of hours on another machine do not make way for a first seed here.
+        """
         texts = {
             "results.json": json.dumps(results, indent=1, ensure_ascii=False) + "\n",
             "results.md": markdown(results),
@@ -44,7 +48,7 @@ class StudyRun:
         }
         local = REPORTS / self.logger.name
         written = _write(local, texts)
-        if self.budget == "full":
+        if self.budget == "full" and not _fewer(results, self.study.folder / "results.json"):
             committed = _write(self.study.folder, {name: texts[name] for name in ("results.json", "results.md")})
             written = [*committed, local / "results.html"]
         for name, text in texts.items():
@@ -62,6 +66,16 @@ class StudyRun:
             if "metric" in row and row["ours"]["mean"] is not None
         }
         self.logger.log_metrics(means, 0)
+
+
+def _fewer(results: Results, file: Path) -> bool:
+    """Whether a file has the results of more finished runs of the same study."""
+    try:
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        finished = [sum(run["state"] == "done" for run in each["runs"]) for each in (results, kept)]
+        return kept["files_digest"] == results["files_digest"] and finished[0] < finished[1]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or nothing that this wrote
+        return False
 
 
 def _write(folder: Path, texts: dict[str, str]) -> list[Path]:

@@ -97,6 +97,23 @@ def test_fewer_seeds_than_the_study_asks_for_are_incomplete(study: Path) -> None
     assert results["state"] == "2 of 4 runs"
 
 
+def test_results_of_more_runs_are_kept(study: Path, workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce(study, "--seeds", "1") == 0
+    results = json.loads((study / "results.json").read_text())
+    for run in results["runs"]:
+        run["state"] = "done"  # as if another machine had finished all four
+    (study / "results.json").write_text(json.dumps(results))
+    capsys.readouterr()
+    assert reproduce(study, "--seeds", "1") == 0
+    assert f"kept: {study / 'results.md'}, which is of more finished runs" in capsys.readouterr().out
+    assert json.loads((study / "results.json").read_text()) == results
+    here = workdir / "mlruns" / "reproductions" / "fakes" / "results.json"
+    assert json.loads(here.read_text())["state"] == "2 of 4 runs"
+    (study / "base.yaml").write_text("# another file\n" + (study / "base.yaml").read_text())
+    assert reproduce(study, "--seeds", "1") == 0
+    assert json.loads((study / "results.json").read_text())["state"] == "2 of 4 runs"
+
+
 def test_a_variant_starts_from_the_run_of_another(workdir: Path) -> None:
     variants = {"tuned": {"files": ["base.yaml", "tuned.yaml"], "after": "slow"}, "slow": ["base.yaml"]}
     study = folder.write(workdir, variants=variants, expected=[{"claim": "tuned.test/auroc > 0.1"}], seeds=1)
