@@ -6,8 +6,8 @@ Arms take turns in one process, on hippocampus patches of 40 x 56 x 40 voxels an
 
 simclr_bare   encoder, projection head, NT-Xent, AdamW and the fit's precision in a plain loop over one batch of views
 simclr        `medlight fit` of SimCLR, logging and callbacks as always, its loader replaced by that batch
-supervised    `medlight fit` of the study's network, its loader replaced by one batch in which all images are labelled
-mean_teacher  `medlight fit` of the Mean Teacher study, its loader replaced by as many images, half labelled
+supervised    `medlight fit` of the network, its loader replaced by one batch in which all images are labelled
+mean_teacher  `medlight fit` of Mean Teacher with it, its loader replaced by as many images, half labelled
 
 A round's figure is its median seconds per step; the ratios are of the medians over rounds. ``data_wait_share`` is what
 `medlight fit` logs for its second epoch with one worker, for both methods with their own loaders; each round once.
@@ -36,9 +36,15 @@ from medlight.launch.fit import Launch, fit, quiet, resolve_precision
 from medlight.launch.resolve import parse, read
 from medlight.tracking import store
 
-STUDY = Path(__file__).resolve().parents[1] / "experiments" / "mean_teacher"
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 SKIP = 8  # steps until caches are warm
-AUGMENT = "medlight.data.augment.RandomSpatial"
+SPATIAL = "medlight.data.augment.RandomSpatial"
+MOVED = {"class_path": SPATIAL, "init_args": {"scales": 0.2, "degrees": 20}}
+BENT = {"class_path": SPATIAL, "init_args": {**MOVED["init_args"], "max_displacement": 3.0, "elastic_probability": 0.3}}
+NOISY = [
+    {"class_path": "torchio.RandomGamma", "init_args": {"log_gamma": 0.3, "p": 0.5}},
+    {"class_path": "torchio.RandomNoise", "init_args": {"std": [0, 0.1], "p": 0.3}},
+]
 batches: dict[str, dict[str, torch.Tensor]] = {}
 times: list[float] = []
 
@@ -84,15 +90,27 @@ class RepeatedLabels(_Repeated, FewLabelsDataModule):
     batch = "supervised"
 
 
+def _arm(method: str) -> Config:
+    """A method of the study mean_teacher, with the network of the study hippocampus and views that cost something.
+
+    The benchmark's own network and views: those of the study change with what it finds.
+    """
+    files = [EXPERIMENTS / "mean_teacher" / name for name in (f"{method}.yaml", "hippocampus.yaml")]
+    config = read([str(file) for file in files], [])
+    other = read([str(EXPERIMENTS / "hippocampus" / "fit.yaml")], [])
+    config = set_path(config, "model.network", other["model"]["init_args"]["network"])
+    config = set_path(config, "data.augment", [BENT, *([] if method == "mean_teacher" else NOISY)])
+    return {**config, "precision": "auto", "channels_last": "auto"}
+
+
 def mean_teacher() -> Config:
-    """The study's Mean Teacher on hippocampi."""
-    return read([str(STUDY / "mean_teacher.yaml"), str(STUDY / "hippocampus.yaml")], [])
+    """Mean Teacher on hippocampi; both views are moved together and noisy by themselves."""
+    return set_path(_arm("mean_teacher"), "data.views", [NOISY, NOISY])
 
 
 def supervised() -> Config:
     """The same network on the same number of images, all of them labelled."""
-    config = read([str(STUDY / "supervised.yaml"), str(STUDY / "hippocampus.yaml")], [])
-    return set_path(config, "data.batch_size", mean_teacher()["data"]["init_args"]["batch_size"])
+    return set_path(_arm("supervised"), "data.batch_size", mean_teacher()["data"]["init_args"]["batch_size"])
 
 
 def simclr() -> Config:
@@ -104,8 +122,7 @@ def simclr() -> Config:
     images = given["source"]["init_args"]["images"]
     given["source"] = merge(given["source"], {"init_args": {}})
     given["source"]["init_args"] = {"images": images, "unlabelled": True}
-    moved = {"class_path": AUGMENT, "init_args": {"scales": 0.2, "degrees": 20}}
-    given["views"] = [[moved, *view] for view in given["views"]]
+    given["views"] = [[MOVED, *view] for view in given["views"]]
     model = whole["model"]["init_args"]
     model = {name: model[name] for name in ("network", "optimizer")}
     return {
