@@ -136,7 +136,7 @@ def _watch(args: argparse.Namespace, asked: Asked, bundle: Bundle, say: Any) -> 
         raise UsageError("--watch: takes a folder for OUT, and no --truth")
     drop = Drop(args.source, asked)
     folder = _folder(args.out, args.out / "summary.json")
-    batch = Batch(_predictor(args, bundle, say), folder, args.probabilities, args.force)
+    batch = Batch(_predictor(args, bundle, say), folder, args.probabilities, args.force, keeps=True)
     if not checks_modality(bundle.data):
         print(UNCHECKED, file=sys.stderr)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

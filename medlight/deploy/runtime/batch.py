@@ -22,19 +22,21 @@ class Batch:
     """Runs a bundle on items, into one folder.
 
     items: that were run. results: as `predict_item` returns them. failed: items with what is wrong, in one line for a
-    person.
+    person. keeps: an item is failed whose files would replace those of another one, even of an earlier run (a drop
+    folder may hold ``scan.nii`` and ``scan.nii.gz``, and which of them comes first is left to chance).
     """
 
     predictor: Predictor
     folder: Path
     probabilities: bool = False
     force: bool = False
+    keeps: bool = False
     items: list[Item] = field(default_factory=list)
     results: list[Result] = field(default_factory=list)
     failed: list[tuple[Item, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._journal = Journal(self.folder)
+        self._journal = Journal(self.folder, self.keeps)
 
     def run(self, items: Sequence[Item], progress: Callable[[float, float], None] = lambda done, total: None) -> None:
         """Predict items; ``progress`` is called with the items done and their total."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medlight.deploy.bundle import DESCRIPTION, sha256
 from medlight.deploy.runtime.predictor import Predictor
+from medlight.errors import MedlightError
 from medlight.prepare.digests import content_digest
 from medlight.scans.files import nameless, replacing, shown
 
@@ -78,31 +79,63 @@ class Journal:
     """What was predicted in a folder, from what, with what: the same again needs no work.
 
     Each entry is written after the files of its case are whole.
+    keeps: what was written for one file is never replaced by what is predicted of another. Each entry then has a digest
+    of where its file lies, so that it is the same one after a restart.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._file = folder / JOURNAL
+    def __init__(self, folder: Path, keeps: bool = False) -> None:
+        self._file, self._keeps = folder / JOURNAL, keeps
         try:
             self._entries: dict[str, Result] = json.loads(self._file.read_text())
         except (OSError, ValueError):  # none yet, or not ours: everything is predicted
             self._entries = {}
 
     def find(self, item: Item, key: str) -> Result | None:
-        """Return the result of an equal prediction whose files are all there."""
-        entry = self._entries.get(item.name)
-        if not entry or entry.get("key") != key:
+        """Return the result of an equal prediction whose files are all there.
+
+        Raises MedlightError where a prediction would replace another file's, and the journal keeps those.
+        """
+        entry = self._entries.get(item.name, {})
+        there = all((self._file.parent / name).is_file() for name in entry.get("files", ()))
+        if entry.get("key") != key or not there:
+            if self._keeps:
+                self._check_free(item)
             return None
-        there = all((self._file.parent / name).is_file() for name in entry["files"])
-        return dict(entry["result"]) if there else None
+        place = _place(item)
+        if self._keeps and entry.get("place") != place:  # the folder was moved, or an earlier version told no place
+            entry["place"] = place
+            self._save()
+        return dict(entry["result"])
+
+    def _check_free(self, item: Item) -> None:
+        """Raise MedlightError where a file that may be written is the result of something else."""
+        place = _place(item)
+        where = shown(item.source) if isinstance(item.source, Path) else item.name
+        for name, entry in self._entries.items():
+            if name == item.name and entry.get("place", place) == place:  # earlier versions told no place
+                continue
+            for file in item.files:
+                if file.name in entry["files"] and file.exists():
+                    raise MedlightError(f"{where}: {file.name} is the result of another file; mend: rename this one")
 
     def add(self, item: Item, key: str, files: Sequence[Path], result: Result) -> None:
         """Write down a finished case; what an earlier prediction left besides is of another model, and goes."""
         names = [file.name for file in files]
         for stale in set(self._entries.get(item.name, {}).get("files", ())) - set(names):
             (self._file.parent / stale).unlink(missing_ok=True)
-        self._entries[item.name] = {"key": key, "files": names, "result": result}
+        place = {"place": _place(item)} if self._keeps else {}
+        self._entries[item.name] = {"key": key, "files": names, "result": result, **place}
+        self._save()
+
+    def _save(self) -> None:
         with replacing(self._file) as temporary:
             temporary.write_text(json.dumps(self._entries, indent=1) + "\n")
+
+
+def _place(item: Item) -> str:
+    """Digest of where the files of an item lie; empty for stacks of DICOM, which go by their content."""
+    paths = [str(source.resolve()) for source in item.images.values() if isinstance(source, Path)]
+    return hashlib.sha256("\n".join(paths).encode()).hexdigest() if paths else ""
 
 
 def content_of(source: Source) -> str:

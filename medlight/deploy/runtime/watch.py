@@ -1,4 +1,4 @@
-"""A drop folder: what comes to rest in it is predicted once."""
+"""A drop folder: what comes to rest in it is predicted once, and what goes away meanwhile ends nothing."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from pathlib import Path
 
 from medlight.deploy.runtime.journal import Item
 from medlight.deploy.runtime.studies import Asked, as_item, is_meant
+from medlight.errors import UsageError
 from medlight.prepare.folders import name_of
 from medlight.scans import SUFFIXES
 from medlight.scans.dicom.archive import HEAD_BYTES
 from medlight.scans.dicom.fileset import is_index
-from medlight.scans.dicom.survey import survey
+from medlight.scans.dicom.survey import Survey, survey
 from medlight.scans.dicom.tree import is_dicom
 from medlight.scans.files import apart
 
@@ -47,15 +48,19 @@ class Drop:
             time.sleep(min(_POLL_S, self.quiet / 2))
 
     def settled(self) -> Iterator[Item]:
-        """Give what came to rest since the last time."""
+        """Give what came to rest since the last time; with a fault, where its files went away while others ran."""
         fresh = [file for file in self._fresh() if _may_be_scan(file)]
         if not any(self._at_rest(file) for file in fresh):
             return
-        found = survey(fresh)
+        found = _surveyed(fresh)
+        if found is None:
+            return
         again = {stack.series_uid for stack in found.stacks if stack.series_uid}
         earlier = [file for file, (_, series) in self._done.items() if series in again and file.exists()]
-        stacks = survey([*fresh, *earlier]).stacks if earlier else found.stacks
-        for stack in stacks:
+        whole = _surveyed([*fresh, *earlier]) if earlier else found
+        if whole is None:
+            return
+        for stack in whole.stacks:
             files = {frame.place.path for frame in stack.frames}
             if all(self._at_rest(file) for file in files):
                 self._note(files, stack.series_uid)
@@ -66,7 +71,7 @@ class Drop:
             yield as_item(self._name(file), file, replace(self.asked, form="nifti"))
 
     def _name(self, file: Path) -> str:
-        """What a file is called, with the folders that it lies in: two may have one name."""
+        """What a file is called, with the folders that it lies in; where two are called alike, see `Batch.keeps`."""
         return "_".join([*file.relative_to(self.folder).parts[:-1], name_of(file)])
 
     def _fresh(self) -> list[Path]:
@@ -92,6 +97,16 @@ class Drop:
 
     def _note(self, files: set[Path], series: str) -> None:
         self._done |= {file: (self._seen[file][0], series) for file in files if file in self._seen}
+
+
+def _surveyed(files: list[Path]) -> Survey | None:
+    """What lies in some files; None where one of them has just gone: the next time it is not listed any more."""
+    try:
+        return survey(files)
+    except (UsageError, OSError):
+        if all(os.path.exists(file) for file in files):
+            raise
+        return None
 
 
 def _may_be_scan(file: Path) -> bool:

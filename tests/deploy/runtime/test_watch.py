@@ -9,17 +9,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from medlight.cli.main import main
 from medlight.deploy.bundle import Bundle
+from medlight.deploy.runtime.journal import Item
 from medlight.deploy.runtime.studies import Asked
-from medlight.deploy.runtime.watch import QUIET_S, Drop
+from medlight.deploy.runtime.watch import Drop
 from medlight.scans import Volume, write_nifti
+from medlight.scans.dicom.survey import Survey
 from tests.data import fake_dicom
 from tests.deploy.runtime.conftest import GRID
 
@@ -117,6 +120,137 @@ def test_wrong_calls(ct_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFi
         assert said in capsys.readouterr().err
 
 
+def volume(file: Path, seed: int) -> Path:
+    """A scan of another content than others."""
+    array = np.random.default_rng(seed).integers(0, 900, (1, 20, 22, 12)).astype(np.int16)
+    write_nifti(Volume(array, np.diag([1.0, 1.0, 2.5, 1.0])), file)
+    return file
+
+
+@pytest.fixture
+def watched(
+    ct_bundle: Bundle, drop: Drop, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., int]:
+    """Runs the command on what lies in the drop folder; then it ends. between: called after each scan."""
+
+    def run(between: Callable[[Item], None] = lambda item: None, *more: str) -> int:
+        def items(self: Drop) -> Iterator[Item]:
+            list(self.settled())
+            clock.now += 60
+            for item in self.settled():
+                yield item
+                between(item)
+
+        monkeypatch.setattr(Drop, "items", items)
+        words = ["predict", str(ct_bundle.root), str(drop.folder), str(tmp_path / "out"), "--watch", "--threads", "1"]
+        return main([*words, *more])
+
+    return run
+
+
+def test_files_that_go_away_while_another_scan_runs(
+    drop: Drop, watched: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("Doe^Jane", "Poe^Edgar", "Roe^Richard")):
+        write(name, drop.folder / name, channel=number)
+    volume(drop.folder / "a.nii.gz", 1)
+    volume(drop.folder / "b.nii.gz", 2)
+
+    def clean(_: Item) -> None:
+        shutil.rmtree(drop.folder / "Poe^Edgar", ignore_errors=True)
+        (drop.folder / "a.nii.gz").unlink(missing_ok=True)
+
+    assert watched(clean) == 0
+    said = capsys.readouterr()
+    failed = [line for line in said.err.splitlines() if line.startswith("not predicted: ")]
+    assert [Path(line.split(":")[1].strip()).name for line in failed] == ["Poe^Edgar 0.dcm", "a.nii.gz"]
+    assert "can't be read (No such file or directory)" in failed[0]
+    assert said.out.count(": predicted") == 3
+    kept = (tmp_path / "out" / "summary.json").read_text()
+    assert len(json.loads(kept)["failed"]) == 2
+    assert not any(secret in kept for secret in ("Doe^", "Poe^", "Roe^"))
+
+
+def test_files_that_go_away_while_they_are_looked_at(drop: Drop, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    from medlight.deploy.runtime import watch
+
+    write("a", drop.folder)
+    gone = volume(drop.folder / "gone.nii.gz", 1)
+    real = watch.survey
+
+    def late(files: list[Path]) -> Survey:
+        gone.unlink(missing_ok=True)
+        return real(files)
+
+    monkeypatch.setattr(watch, "survey", late)
+    assert settled(drop) == []
+    clock.now += 6
+    assert settled(drop) == []  # not even looked at: one of the files is not there
+    assert settled(drop) == [".dcm 12"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "output"),
+    [
+        ("scan.nii.gz", "scan.nii", "scan.nii.gz"),
+        ("scan.nii.gz", "scan.nrrd", "scan.nii.gz"),
+        ("a/b.nii.gz", "a_b.nii.gz", "a_b.nii.gz"),
+    ],
+)
+def test_no_result_replaces_another_files(
+    drop: Drop,
+    watched: Callable[..., int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    first: str,
+    second: str,
+    output: str,
+) -> None:
+    """Whatever comes first after a restart, and with whichever options."""
+    mine, other, result = drop.folder / first, drop.folder / second, tmp_path / "out" / output
+    volume(mine, 1)
+    assert watched() == 0
+    before = result.read_bytes()
+    sitk.WriteImage(sitk.ReadImage(str(volume(tmp_path / "other.nii.gz", 2))), str(other))
+    for _ in range(2):
+        capsys.readouterr()
+        assert watched() == 0
+        said = capsys.readouterr().err
+        assert said.count("not predicted: ") == 1
+        assert f"{other}: {output} is the result of another file; mend: rename this one" in said
+        assert result.read_bytes() == before
+    assert watched(lambda item: None, "--force") == 0  # all is predicted anew, the other one is not
+    said = capsys.readouterr()
+    assert said.err.count("is the result of another file") == 1
+    assert said.out.count(": predicted") == 1
+    assert result.read_bytes() == before
+    other.rename(drop.folder / f"renamed{''.join(other.suffixes)}")
+    assert watched() == 0
+    assert (tmp_path / "out" / "renamed.nii.gz").is_file()
+    assert "not predicted" not in capsys.readouterr().err
+
+
+def test_a_result_without_an_entry_of_its_place_finds_its_file_again(
+    drop: Drop, watched: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As earlier versions wrote it, and where the drop folder was moved."""
+    mine, journal = volume(drop.folder / "scan.nii.gz", 1), tmp_path / "out" / "predictions.json"
+    assert watched() == 0
+    for place in ({}, {"place": "elsewhere"}):
+        entries = json.loads(journal.read_text())
+        del entries["scan"]["place"]
+        journal.write_text(json.dumps({"scan": entries["scan"] | place}))
+        assert watched() == 0
+        volume(drop.folder / "scan.nii", 2)
+        capsys.readouterr()
+        assert watched() == 0
+        assert "scan.nii: scan.nii.gz is the result of another file" in capsys.readouterr().err
+        (drop.folder / "scan.nii").unlink()
+    volume(mine, 3)  # the same file with another content is predicted anew
+    assert watched() == 0
+    assert capsys.readouterr().out.count("scan: predicted") == 1
+
+
 def wait_for(done: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     until = time.monotonic() + 90
     while not done():
@@ -164,4 +298,3 @@ def test_a_real_process(ct_bundle: Bundle, tmp_path: Path) -> None:
     assert process.returncode == 0
     assert "ended: 1 predicted, 0 not" in said
     assert seg.stat().st_mtime_ns == before
-    assert QUIET_S >= 1
