@@ -220,15 +220,26 @@ class Listener:
     def _send(self, work: Path, pause: float) -> None:
         try:
             send(sorted((work / RESULT).glob("*.dcm")), self._peer, self._title)
-        except (NotSentError, OSError) as error:
-            pause = min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
-            self._next[work.name] = (time.monotonic() + pause, pause)
-            reason = error.strerror if isinstance(error, OSError) else error
-            say(f"{work.name}: not sent to {self._peer}: {reason}; again in {pause:.0f} s")
+        except (NotSentError, OSError, MemoryError) as error:
+            pause = self._later(work, pause)
+            reason = str(error) if isinstance(error, NotSentError) else getattr(error, "strerror", None)
+            say(f"{work.name}: not sent to {self._peer}: {reason or type(error).__name__}; again in {pause:.0f} s")
+        except Exception as error:  # neither the peer's fault nor the disk's: the next time would be no better
+            self._later(work, pause)  # should it not be put aside either
+            reason = f"the result can't be sent: {type(error).__name__} at {place_of(error)}; send the series again"
+            self._spool.fail(work, f"predicted, but {reason}")
+            self._next.pop(work.name, None)
+            say(f"{work.name}: put aside in failed: {reason}")
         else:
             self._next.pop(work.name, None)
             self._spool.sent(work)
             say(f"{work.name}: sent to {self._peer}")
+
+    def _later(self, work: Path, pause: float) -> float:
+        """Have a result wait twice as long as before until it is tried again; returns how long, in seconds."""
+        pause = min(max(_FIRST_PAUSE, 2 * pause), _LONGEST_PAUSE)
+        self._next[work.name] = (time.monotonic() + pause, pause)
+        return pause
 
 
 def _entity(title: str, callers: Sequence[str]) -> AE:

@@ -50,7 +50,11 @@ def check_title(where: str, title: str) -> str:
 
 
 def send(files: Sequence[Path], peer: Peer, own_title: str) -> None:
-    """Send objects by C-STORE. Raises NotSentError unless the peer has confirmed every one."""
+    """Send objects by C-STORE. Raises NotSentError unless the peer has confirmed every one.
+
+    An object that is damaged, so that it can't be read, or decompressed for a peer that wants it so, raises whatever
+    the libraries do.
+    """
     objects = [dcmread(file) for file in files]
     entity = AE(ae_title=own_title)
     entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = entity.connection_timeout = _SECONDS

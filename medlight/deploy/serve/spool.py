@@ -3,7 +3,8 @@
     receiving/            objects that come in just now
     incoming/SERIES/      objects of a series; ``whole`` beside them once whoever sent them was done
     work/SERIES-NUMBER/   ``objects``, and ``result`` once it is predicted; deleted when the result is sent
-    failed/SERIES-NUMBER/ ``objects`` and ``reason.txt``; deleted after a week, or earlier where room is needed
+    failed/SERIES-NUMBER/ ``objects``, ``reason.txt`` and a ``result`` that can't be sent; deleted after a week, or
+                          earlier where room is needed
 
 SERIES is a digest: no UID and no name of a patient is in a path or a log.
 """
@@ -162,7 +163,7 @@ class Spool:
             self._held_bytes += size
 
     def fail(self, work: Path, reason: str) -> None:
-        """Put aside what can't be predicted."""
+        """Put aside what can't be predicted or sent."""
         (work / TRIES).unlink(missing_ok=True)
         (work / REASON).write_text(reason + "\n", encoding="utf-8")
         os.utime(work)

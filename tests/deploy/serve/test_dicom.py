@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +236,71 @@ def test_an_archive_that_takes_no_compressed_objects_or_refuses(
             (got,) = results(tmp_path / "got")
             emptied(spool)
     assert got.file_meta.TransferSyntaxUID == pydicom.uid.ImplicitVRLittleEndian
+
+
+def garbage(result: Path) -> None:
+    result.write_bytes(b"Doe^Jane " * 99)
+
+
+def not_decompressed(result: Path) -> None:
+    """Make it say that it is compressed, with what no decoder takes."""
+    dataset = pydicom.dcmread(result)
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    dataset.PixelData = pydicom.encaps.encapsulate([b"Doe^Jane " * 10])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(result)
+
+
+@pytest.mark.parametrize(("damage", "said"), [(garbage, "InvalidDicomError at"), (not_decompressed, "RuntimeError at")])
+def test_a_result_that_can_never_be_sent_is_put_aside_and_the_others_are_sent(
+    predictor: Predictor,
+    spool: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    said: str,
+) -> None:
+    monkeypatch.setattr("medlight.deploy.serve.dicom._FIRST_PAUSE", 0.5)
+    peer, series = free_port(), {name: fake_dicom.series(GRID, series=name) for name in ("one", "two")}
+    with node(predictor, spool, peer) as port:
+        for number, (name, datasets) in enumerate(series.items()):
+            assert store(port, fake_dicom.write(datasets, tmp_path / name)).returncode == 0
+            until(lambda number=number: len(list(spool.glob(f"work/*/{RESULT}/*.dcm"))) == number + 1)
+        first = min((spool / "work").iterdir(), key=lambda work: (work / OBJECTS).stat().st_mtime)
+        damage(next((first / RESULT).glob("*.dcm")))
+        with archive(tmp_path / "got", peer, "+xi"):
+            (got,) = results(tmp_path / "got")
+            until(lambda: not list((spool / "work").iterdir()))
+    assert got.ReferencedSeriesSequence[0].SeriesInstanceUID == series["two"][0].SeriesInstanceUID
+    (reason,) = reasons(spool)
+    assert re.search(rf"^predicted, but the result can't be sent: {said}.*; send the series again\n$", reason), reason
+    assert len(list((spool / "failed" / first.name / OBJECTS).iterdir())) == 12
+    assert len(list((spool / "failed" / first.name / RESULT).glob("*.dcm"))) == 1
+    told = capfd.readouterr().err
+    assert f"{first.name}: put aside in failed: the result can't be sent" in told
+    assert "it goes on" not in told
+    assert "Doe" not in told + reason
+
+
+def test_what_can_not_be_put_aside_waits_like_any_other(
+    predictor: Predictor, spool: Path, series: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full, so that no reason can be written: the others are sent all the same."""
+    monkeypatch.setattr("medlight.deploy.serve.dicom._FIRST_PAUSE", 0.5)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Spool, "fail", full)
+    bad = spool / "work" / "0123456789ab-000000"
+    for name in (OBJECTS, RESULT):
+        (bad / name).mkdir(parents=True)
+    garbage(bad / RESULT / "case.dcm")
+    with archive(tmp_path / "got", peer := free_port()), node(predictor, spool, peer) as port:
+        assert store(port, series).returncode == 0
+        results(tmp_path / "got")
+        until(lambda: [work.name for work in (spool / "work").iterdir()] == [bad.name])
 
 
 def test_only_those_that_may_call(predictor: Predictor, spool: Path, series: Path) -> None:
