@@ -6,7 +6,7 @@ The scan is a phantom (a body of CT values in air, 0.7x0.7x1.0 mm, int16); the n
 channels, fitted for a few steps to two tissues of such phantoms at 1 mm, windows of 96^3 that overlap by half. Each
 precision is predicted in a process of its own, by the code behind `medlight predict`, with a clock around the stages.
 
-read      survey of the folder, and decoding to a volume in HU
+read      survey of the folder, a digest of its files, and decoding to a volume in HU
 prepare   resampling to 1 mm, and intensities
 network   the runtime's own calls
 blend     windows cut out and weighed together
@@ -41,9 +41,8 @@ import json, sys, time
 from collections import Counter
 from pathlib import Path
 from types import GeneratorType
-from medlight.deploy.runtime import Predictor, checked, predictor as of_predictor
+from medlight.deploy.runtime import Predictor, checked, predictor as of_predictor, studies
 from medlight.deploy.runtime.batch import Batch
-from medlight.deploy.runtime.studies import Asked, items_of
 taken, clock = Counter(), time.perf_counter
 
 def timed(owner, name):
@@ -69,12 +68,13 @@ Path(out).mkdir()
 predictor = Predictor(bundle, int(threads) or None, model=runtime)
 timed(type(predictor._session), "__call__")
 timed(of_predictor, "blended")
+timed(studies, "items_of")
 timed(checked, "read_source")
 timed(Predictor, "_prepared")
 timed(Predictor, "_vote")
 begin = clock()
 batch = Batch(predictor, Path(out))
-batch.run(items_of(Path(source), Asked(Path(out))))
+batch.run(studies.items_of(Path(source), studies.Asked(Path(out))))
 whole = clock() - begin
 (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
 assert not batch.failed, batch.failed
@@ -184,7 +184,7 @@ def predicted(root: Path, bundle: Path, series: Path, runtime: str, threads: int
     taken = found.pop("taken")
     network, blended = taken["__call__"], taken["blended"]
     seconds = {
-        "read": taken["read_source"],
+        "read": taken["items_of"] + taken["read_source"],
         "prepare": taken["_prepared"],
         "network": network,
         "blend": blended - network,
