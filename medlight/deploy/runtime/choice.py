@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from medlight.deploy.bundle import DESCRIPTION, Bundle, Model, sha256
 from medlight.deploy.runtime import memory
-from medlight.deploy.runtime.session import Session, cache, open_session
+from medlight.deploy.runtime.session import Session, cache, open_session, require
 from medlight.errors import MedlightError, UsageError
 from medlight.scans.files import replacing
 
@@ -29,6 +29,7 @@ _RUNS = 3  # of each model, after one that warms it up
 _BATCH = 4  # windows at once; engines are built for as many
 _BUSY = 0.02  # seconds: a window that takes as long fills the machine by itself
 _GAIN = 0.9  # of the time of a window by itself: what makes up for the memory of several
+_ENGINES = ("tensorrt", "onnxruntime-tensorrt")
 _FORM = "2"  # of what is remembered
 
 
@@ -51,7 +52,8 @@ def fastest(bundle: Bundle, threads: int | None = None) -> Choice:
 
     Every model whose runtime is installed runs one window a few times, and where windows are many and small, also four
     at once. The times are kept in the user's cache, for this bundle, this machine, its runtimes and the number of
-    threads, so that the next call measures nothing.
+    threads, so that the next call measures nothing. Where the fastest does not run any more (a GPU that others fill),
+    the next one is taken, and the session's reason says so.
 
     Raises UsageError where none of the runtimes is installed, MedlightError where no model loads.
     """
@@ -64,25 +66,41 @@ def fastest(bundle: Bundle, threads: int | None = None) -> Choice:
         session = open_session(bundle, there[0], threads)
         return Choice(session, _batch(bundle, there[0], threads))
     paces = _paces(bundle, there, threads)
-    best = min((model for model in there if model.name in paces), key=lambda model: paces[model.name])
-    session = open_session(bundle, best, threads)
-    ranked = sorted(paces, key=lambda name: paces[name])
-    others = ", ".join(f"{name} {1000 * paces[name].seconds:.1f}" for name in ranked[1:])
-    said = f"{best.precision}, fastest here: {1000 * paces[best.name].seconds:.1f} ms a window"
-    session.reason += f"; {said} ({others})" if others else f"; {best.precision}"
-    return Choice(session, paces[best.name].batch)
+    ranked = sorted((model for model in there if model.name in paces), key=lambda model: paces[model.name])
+    reasons: list[str] = []
+    for best in ranked:
+        try:
+            session = _tried(bundle, best, threads)
+        except Exception as error:  # each runtime has classes of its own
+            reasons.append(_reason(best, error))
+            continue
+        slower = ranked[len(reasons) + 1 :]
+        others = ", ".join(f"{model.name} {1000 * paces[model.name].seconds:.1f}" for model in slower)
+        said = f"{best.precision}, fastest here: {1000 * paces[best.name].seconds:.1f} ms a window"
+        session.reason += f"; {said} ({others})" if others else f"; {best.precision}"
+        session.reason += f"; does not run now: {' | '.join(reasons)}" if reasons else ""
+        return Choice(session, paces[best.name].batch)
+    raise MedlightError(f"{bundle.root}: none of its models runs here: {' | '.join(reasons)}")
 
 
 def chosen(bundle: Bundle, wanted: str, threads: int | None = None) -> Choice:
-    """Return the model that is asked for as ``runtime`` or ``runtime-precision``, loaded.
-
-    Raises UsageError that names the models there are where there is no such one.
-    """
-    ways = (model for model in runnable(bundle) if wanted in (model.name, model.runtime))
-    model = next(ways, None) or bundle.model(wanted)
+    """Return the model that is asked for, as `asked_for` does, loaded."""
+    model = asked_for(bundle, wanted)
     session = open_session(bundle, model, threads)
     session.reason += f"; {model.precision}, as asked for"
     return Choice(session, _batch(bundle, model, threads or len(os.sched_getaffinity(0))))
+
+
+def asked_for(bundle: Bundle, wanted: str) -> Model:
+    """Return the model that is asked for as ``runtime`` or ``runtime-precision``.
+
+    Raises UsageError that names the models there are where there is no such one, and what to install where its runtime
+    is absent.
+    """
+    ways = (model for model in runnable(bundle) if wanted in (model.name, model.runtime))
+    model = next(ways, None) or bundle.model(wanted)
+    require(model.runtime)
+    return model
 
 
 def runnable(bundle: Bundle) -> list[Model]:
@@ -124,8 +142,7 @@ def _paces(bundle: Bundle, models: list[Model], threads: int) -> dict[str, Pace]
 
 def _measure(bundle: Bundle, models: list[Model], threads: int) -> dict[str, Pace]:
     """Return the best pace of each model; models that don't load or run are left out."""
-    window = np.random.default_rng(0).standard_normal((1, len(bundle.data["channels"]), *bundle.window["size"]))
-    image, paces, reasons = window.astype(np.float32), {}, []
+    image, paces, reasons = _window(bundle), {}, []
     runs = _RUNS if len(models) > 1 else 1  # with nothing to choose from, they only tell whether windows are small
     for model in models:
         try:
@@ -133,13 +150,32 @@ def _measure(bundle: Bundle, models: list[Model], threads: int) -> dict[str, Pac
             session(image)
             paces[model.name] = Pace(min(_seconds(session, image) for _ in range(runs)), 1)
         except Exception as error:  # each runtime has classes of its own
-            reasons.append(f"{model.name}: {' '.join(str(error).split())[:200]}")
+            reasons.append(_reason(model, error))
             continue
         if paces[model.name].seconds < _BUSY and _may_batch(bundle, model):
             paces[model.name] = _faster(session, image, paces[model.name].seconds)
     if not paces:
         raise MedlightError(f"{bundle.root}: none of its models runs here: {' | '.join(reasons)}")
     return paces
+
+
+def _tried(bundle: Bundle, model: Model, threads: int) -> Session:
+    """Load a model. An engine runs a window too, in milliseconds: in a GPU's last memory it loads, and does not run."""
+    session = open_session(bundle, model, threads)
+    if model.runtime in _ENGINES:
+        session(_window(bundle))
+    return session
+
+
+def _window(bundle: Bundle) -> Image:
+    """A window of noise, as a model takes it."""
+    window = np.random.default_rng(0).standard_normal((1, len(bundle.data["channels"]), *bundle.window["size"]))
+    return window.astype(np.float32)
+
+
+def _reason(model: Model, error: Exception) -> str:
+    """Why a model does not run, in one line."""
+    return f"{model.name}: {' '.join(str(error).split())[:200] or type(error).__name__}"
 
 
 def _may_batch(bundle: Bundle, model: Model) -> bool:
@@ -193,6 +229,8 @@ def _key(bundle: Bundle, models: list[Model], threads: int) -> str:
     versions = [f"{runtime} {_version(runtime)}" for runtime in sorted({model.runtime for model in models})]
     gpus = Path("/proc/driver/nvidia/gpus")
     machine = [platform.machine(), _processor(), str(threads), *sorted(map(str, gpus.glob("*")))]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # which of the GPUs this process may use; none where it is empty
+    machine += [] if visible is None else [f"CUDA_VISIBLE_DEVICES {visible}"]
     parts = [_FORM, sha256(bundle.root / DESCRIPTION), *(model.name for model in models), *versions, *machine]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 

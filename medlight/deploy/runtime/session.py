@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medlight.deploy.bundle import Bundle, Model
-from medlight.errors import MedlightError, needs
+from medlight.errors import MedlightError, UsageError, needs
 
 Array = npt.NDArray[np.float32]
 Provider = str | tuple[str, dict[str, str]]
@@ -35,6 +36,7 @@ def open_session(bundle: Bundle, model: Model, threads: int | None = None) -> Se
     threads: of a runtime on the CPU; by default one for each CPU that this process may use.
     Raises UsageError where the runtime is not installed, MedlightError where the file does not load in it.
     """
+    require(model.runtime)
     file, threads = bundle.root / model.file, threads or len(os.sched_getaffinity(0))
     match model.runtime:
         case "onnxruntime":
@@ -50,6 +52,24 @@ def open_session(bundle: Bundle, model: Model, threads: int | None = None) -> Se
         case "tensorrt":
             return _engine(bundle, model)
     raise MedlightError(f"{file}: there is no runtime {model.runtime!r}; mend: update medlight")
+
+
+def require(runtime: str) -> None:
+    """Raise UsageError that names what to install, where what a runtime runs in is absent.
+
+    A machine that only predicts has neither torch nor TensorRT by itself: see the bundle's ``requirements.txt``.
+    """
+    match runtime:
+        case "onnxruntime" | "onnxruntime-tensorrt" if importlib.util.find_spec("onnxruntime") is None:
+            raise needs("onnx", "onnxruntime")
+        case "openvino" if importlib.util.find_spec("openvino") is None:
+            raise needs("openvino", "openvino")
+        case "torch" | "tensorrt" if importlib.util.find_spec("torch") is None:
+            raise UsageError(f"{runtime}: torch is not installed; mend: pip install torch, or take another --runtime")
+        case "tensorrt":
+            from medlight.deploy import tensorrt
+
+            tensorrt.find()
 
 
 def _engine(bundle: Bundle, model: Model) -> Session:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medlight.deploy.bundle import Bundle
+from medlight.deploy.bundle import Bundle, Model
 from medlight.deploy.runtime import Predictor, choice, memory
+from medlight.errors import MedlightError, UsageError
 from medlight.scans import Volume
 from tests.deploy.runtime.bundles import Fake, bands, bundle, written
 
@@ -108,6 +109,72 @@ def test_each_runtime_has_its_own_number(made: Bundle, monkeypatch: pytest.Monke
     assert found.batch == 4
     assert found.session.reason.startswith("numpy; int8, fastest here: 3.")
     assert "(onnxruntime-fp32 8." in found.session.reason
+
+
+@pytest.mark.parametrize("broken", ["loading", "running"])
+def test_a_remembered_model_that_runs_no_more_gives_way_to_the_next(
+    made: Bundle, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """As an engine on a GPU that others fill: it does not load, or loads and has no memory to run in."""
+    engine, graph = dataclasses.replace(made.models[0], runtime="tensorrt", precision="fp16"), made.models[0]
+    several = dataclasses.replace(made, models=[graph, engine])
+    fast, slow = Timed(lambda count: 0.001 * count), Timed(lambda count: 0.004 * count)
+    full = False
+
+    def filled(image: np.ndarray) -> np.ndarray:
+        raise RuntimeError("CUDA error:\n out of memory")
+
+    def opened(_: Bundle, model: Model, threads: int) -> Fake:
+        if model.runtime == "tensorrt" and full:
+            return Fake(filled) if broken == "running" else Fake(filled(np.empty(0)))  # type: ignore[arg-type]
+        return (fast if model.runtime == "tensorrt" else slow)()
+
+    monkeypatch.setattr(choice, "installed", lambda runtime: runtime in ("tensorrt", "onnxruntime"))
+    monkeypatch.setattr(choice, "open_session", opened)
+    assert choice.fastest(several, 1).session.reason.startswith("numpy; fp16, fastest here: 1.")
+    full = True
+    slow.sizes.clear()
+    found = choice.fastest(several, 1)
+    assert found.session.reason.startswith("numpy; fp32")
+    assert found.session.reason.endswith("; does not run now: tensorrt-fp16: CUDA error: out of memory")
+    assert slow.sizes == []  # nothing is measured again
+    full = False
+    assert choice.fastest(several, 1).session.reason.startswith("numpy; fp16")
+
+
+def test_where_nothing_runs_any_more_each_reason_is_told(made: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    several = dataclasses.replace(made, models=[made.models[0], dataclasses.replace(made.models[0], precision="int8")])
+    monkeypatch.setattr(choice, "open_session", Timed(lambda count: 0.001))
+    choice.fastest(several, 1)
+
+    def gone(*_: object) -> Fake:
+        raise OSError("no such library")
+
+    monkeypatch.setattr(choice, "open_session", gone)
+    with pytest.raises(MedlightError, match="none of its models runs here") as refused:
+        choice.fastest(several, 1)
+    assert str(refused.value).count("no such library") == 2
+
+
+def test_what_is_fastest_depends_on_the_gpus_that_may_be_used(
+    made: Bundle, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "open_session", Timed(lambda count: 0.001))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for number, visible in enumerate((None, "", "0", "1"), start=1):
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        choice.fastest(made, 1)
+        choice.fastest(made, 1)
+        assert len(list(kept.rglob("*.json"))) == number
+
+
+def test_onnxruntimes_tensorrt_is_one_of_the_models(made: Bundle) -> None:
+    for name in ("onnxruntime-tensorrt", "onnxruntime-tensorrt-fp32"):
+        assert choice.asked_for(made, name).name == "onnxruntime-tensorrt-fp32"
+    assert choice.asked_for(made, "onnxruntime").name == "onnxruntime-fp32"
+    with pytest.raises(UsageError, match=r"no model 'onnxruntime-tensorrt-int8' \(there: onnxruntime-fp32\)"):
+        choice.asked_for(made, "onnxruntime-tensorrt-int8")
 
 
 def test_four_at_once_say_what_one_says(made: Bundle) -> None:
