@@ -23,7 +23,14 @@ def bundle_of(text: str) -> Bundle:
         return Bundle.load(Path(text))
     import logging
 
-    from medlight.tracking import store
+    try:
+        from medlight.tracking import store
+    except ModuleNotFoundError as error:  # a machine that only predicts, or a package that is not ours to miss
+        if (error.name or "medlight").partition(".")[0] == "medlight":
+            raise
+        mend = "mend: name a folder that export wrote, or pip install medlight with all that it depends on"
+        why = f"and runs can't be looked up, for {error.name} is not installed"
+        raise UsageError(f"{text}: no such bundle folder, {why}; {mend}") from None
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -38,6 +45,14 @@ def bundle_of(text: str) -> Bundle:
         return Bundle.load(store.artifact(run_id, "bundle"))
     except MedlightError as error:
         raise UsageError(f"run {text} has no bundle ({error}); mend: medlight export {run_id}") from None
+
+
+def check_runtime(bundle: Bundle, name: str | None) -> None:
+    """Raise UsageError for a ``--runtime`` that the bundle has no model for, or that is not installed here."""
+    if name:
+        from medlight.deploy.runtime.choice import asked_for
+
+        asked_for(bundle, name)
 
 
 def check_threads(count: int | None) -> None:

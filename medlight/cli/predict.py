@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medlight.cli.bundles import HELP, bundle_of, check_threads
+from medlight.cli.bundles import HELP, bundle_of, check_runtime, check_threads
 from medlight.cli.mends import add_on, mends
 from medlight.cli.output import ready, write_json
 from medlight.errors import UsageError
@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
     check_threads(args.threads)
     ready(args.json)
     bundle = bundle_of(args.model)
-    if args.runtime:
-        bundle.model(args.runtime)  # refused before a folder is made
+    check_runtime(bundle, args.runtime)  # before a folder is made
     apart(bundle.root, args.out)
     clip = bundle.data["preparation"].get("frames") == "clip"  # a film's label maps are several
     asked = Asked(args.out, args.truth, args.format or ("nifti" if clip else None))

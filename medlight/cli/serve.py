@@ -82,13 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    from medlight.cli.bundles import bundle_of, check_threads
+    from medlight.cli.bundles import bundle_of, check_runtime, check_threads
 
     if args.http is None and args.dicom is None:
         raise UsageError("nothing to listen on; give --http PORT, --dicom PORT, or both")
     check_threads(args.threads)
     _check(args)
     bundle = bundle_of(args.model)
+    check_runtime(bundle, args.runtime)
     if args.dicom is not None:
         from medlight.deploy.serve.dicom import check_node
 
