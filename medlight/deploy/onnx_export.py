@@ -89,7 +89,7 @@ class _Attempt:
         """Export and verify; return the reason where it went wrong."""
         limit = _SYMBOLIC_SECONDS if self.multiple else None
         try:
-            with torch.no_grad(), _quiet(), _time_limit(limit):
+            with torch.no_grad(), quiet(), _time_limit(limit):
                 self._export(self._example(2, self._example_size()), path)
                 _without_traces(path)
             return self._verify(path)
@@ -173,7 +173,7 @@ def require_packages() -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters: progress prints, deprecation warnings and pages of log on a failed attempt."""
     chatty = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in chatty]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from medlight.deploy.onnx_export import AXES, Exported
+from medlight.deploy.onnx_export import AXES, Exported, quiet
 from medlight.errors import MedlightError
 
 Array = npt.NDArray[np.float32]
@@ -27,8 +28,7 @@ def export_program(module: nn.Module, channels: int, window: Sequence[int], like
         sizes |= {axis + 2: multiple * torch.export.Dim(name) for axis, name in enumerate(AXES[: len(window)])}
     # a size of one multiple would be taken for the only one there is
     size = [side if side != multiple or not free else 2 * side for side in window]
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with torch.no_grad(), quiet():
         program = torch.export.export(module, (torch.zeros(2, channels, *size),), dynamic_shapes=(sizes,))
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # files of this machine, whose folders name people
@@ -43,6 +43,20 @@ def _without_type_checks(program: Any) -> nn.Module:
     program.recompile()
     module: nn.Module = program
     return module
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Keep cuDNN from TF32, its default, which moves probabilities by 1e-3; the switches are the whole process's."""
+    switches: Any = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn)  # type: ignore[attr-defined]
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision
 
 
 class TorchSession:
@@ -69,6 +83,7 @@ class TorchSession:
         if self._device.type == "cpu" and torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         batch = torch.from_numpy(np.ascontiguousarray(image)).to(self._device)
-        with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._half):
+        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._half)
+        with torch.inference_mode(), autocast, _no_tf32():
             found: Array = self._module(batch).float().cpu().numpy()
         return found
