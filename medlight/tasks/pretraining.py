@@ -51,6 +51,7 @@ class PretrainingTask(Task):
             raise UsageError(f"model.probe_lr: {probe_lr} must be above 0")
         self.place: networks.Place | None = None
         self.probe: OnlineProbe | None = None
+        self.untrained: list[str] = []
         self._bank: tuple[Tensor, Tensor] | None = None
 
     # What the data decides.
@@ -97,7 +98,14 @@ class PretrainingTask(Task):
         image = torch.zeros(2, len(self.data["channels"]), *networks.spatial_size(self.data), device=device)
         self.place = networks.find_place(self.network, tuple(image.shape))
         networks.freeze_unused(self.network, lambda: self.encode(image))
+        named = self.network.named_parameters(remove_duplicate=False)  # by every name, as a state dict has them
+        self.untrained = [name for name, parameter in named if not parameter.requires_grad]
         return self.place.width
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Name the parameters that are as random as at the start, so that nobody takes them for learnt ones."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["medlight"]["untrained"] = self.untrained
 
     def configure_heads(self, width: int) -> None:
         """Build what the loss needs beside the network, for features of this width."""

@@ -28,18 +28,21 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU.
 
     Of a medlight checkpoint only those of the network that it was measured by: the teacher, where there is one, else
-    the network's own (the averaged ones, where Lightning averaged them: it writes those as ``state_dict``). Of others
-    the state dict, however it is nested or wrapped. Pickles are read with ``weights_only=True``.
+    the network's own (the averaged ones, where Lightning averaged them: it writes those as ``state_dict``). What a
+    pre-training did not train (a decoder, an output layer) is left out. Of others the state dict, however it is nested
+    or wrapped. Pickles are read with ``weights_only=True``.
 
     Raises: UsageError where there is no such file, MedlightError where it holds no weights.
     """
     if not file.is_file():
         raise UsageError(f"{file}: no such file of weights")
     content = _content(file)
-    medlight = isinstance(content, Mapping) and "medlight" in content
+    medlight = content["medlight"] if isinstance(content, Mapping) and "medlight" in content else None
     tensors = {name: value for name, value in _state(content).items() if isinstance(value, Tensor)}
-    if medlight:
+    if medlight is not None:
         tensors = next(filter(None, (_below(prefix, tensors) for prefix in _MEASURED)), {})
+        random = {_layer(name) for name in medlight.get("untrained", ())}  # a norm's statistics go with its weight
+        tensors = {name: value for name, value in tensors.items() if _layer(name) not in random}
     if not tensors:
         raise MedlightError(f"{file}: holds no weights; give a checkpoint or a state dict ({', '.join(SUFFIXES)})")
     return _unwrapped(tensors)
@@ -47,6 +50,11 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _layer(name: str) -> str:
+    """The module that a tensor belongs to."""
+    return name.rpartition(".")[0]
 
 
 def _content(file: Path) -> Any:

@@ -5,7 +5,7 @@ import torch
 
 from medlight.errors import UsageError
 from medlight.losses import NTXent
-from medlight.tasks import SimCLRTask, load
+from medlight.tasks import SegmentationTask, SimCLRTask, load
 from medlight.tasks.truth import class_of
 from tests.tasks.blobs import CNN, DYNUNET, Pictures, trainer
 from tests.tasks.views import BlobViews, PictureViews
@@ -36,7 +36,7 @@ def test_learns_and_logs_what_it_declares(dims, multilabel):
         assert found["val/knn_accuracy"] > 0.7
 
 
-def test_patches_of_scans_with_a_segmentation_network():
+def test_patches_of_scans_with_a_segmentation_network(tmp_path):
     data = BlobViews()
     task = SimCLRTask(network=DYNUNET, optimizer=ADAM)
     fit = fitted(task, data)
@@ -46,6 +46,20 @@ def test_patches_of_scans_with_a_segmentation_network():
     frozen = [name for name, p in task.network.named_parameters() if not p.requires_grad]
     assert frozen
     assert not any(name.startswith(("input_block", "downsamples", "bottleneck")) for name in frozen)
+
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    torch.manual_seed(1)
+    weights = {"weights": str(tmp_path / "last.ckpt"), "least": 0.4}
+    begun = SegmentationTask(network=DYNUNET, data=data.signature(), pretrained=weights)
+    begun.configure_model()
+    assert set(frozen) <= set(begun.pretrained_report.missing)  # a decoder that learnt nothing is not said to be loaded
+    sizes = {name: p.numel() for name, p in begun.network.named_parameters()}
+    learnt = sum(size for name, size in sizes.items() if name not in frozen)
+    assert begun.pretrained_report.share == pytest.approx(learnt / sum(sizes.values()))
+    now, then = dict(begun.network.named_parameters()), dict(task.network.named_parameters())
+    for name in sizes:
+        if name.endswith("conv.weight"):
+            assert torch.equal(now[name], then[name]) == (name not in frozen), name
 
 
 def test_the_class_of_a_patch_is_its_largest_label():
