@@ -9,6 +9,7 @@ import numpy as np
 
 from medlight.errors import MedlightError
 from medlight.prepare.preparation import Preparation, modalities
+from medlight.prepare.reading import colours
 from medlight.scans.orientation import reorient
 from medlight.scans.volume import Volume
 
@@ -28,25 +29,29 @@ def told(scans: Iterable[Volume]) -> bool:
 
 
 def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[str, Volume]) -> list[str]:
-    """Say in one clause each what is new to a bundle in a scan: modality, voxel size, one slice, an empty scan.
+    """Say in one clause each what is new to a bundle in a scan: modality, voxel size, one slice, an empty contrast.
 
     data: the bundle's data signature; what it does not tell (older bundles, scans of formats without a modality) is
-    passed over.
+    passed over. Its voxel sizes are those of the first contrast, whose grid all others are brought onto: another one
+    that is far from them is told too, for next to nothing may be left of slices of 9 mm on a grid of 1 mm.
     """
     found = []
     trained = set(data.get("modalities") or ())
     new = [name for name in modalities(scans.values()) if name not in trained]
     if trained and new:
         found.append(f"is {' and '.join(new)}, but the bundle was trained on {' and '.join(sorted(trained))}")
-    blank = [name for name, scan in scans.items() if scan.array.size and scan.array.min() == scan.array.max()]
+    clip = preparation.clip_frames(dict(scans)) > 0
+    blank = [part for name, scan in scans.items() for part in _blank(name, scan, clip)]
     if blank:
         found.append(f"{' and '.join(blank)} has one value everywhere, so there is nothing to see in it")
-    single = all(scan.shape[2] == 1 for scan in scans.values())
-    if data["spatial_dims"] == 3 and single and not preparation.clip_frames(dict(scans)):
-        found.append("is a single slice, but the bundle was trained on volumes")
-    spacing = data.get("spacing_range")
-    if spacing and not _without_size(data):
-        found += _far(spacing, preparation.orientation, next(iter(scans.values())))
+    spacing = None if _without_size(data) else data.get("spacing_range")
+    for number, (name, scan) in enumerate(scans.items()):
+        which = f"{name} " if len(scans) > 1 else ""
+        if data["spatial_dims"] == 3 and scan.shape[2] == 1 and not clip:
+            found.append(f"{which}is a single slice, but the bundle was trained on volumes")
+        if spacing:
+            of_first = " in the first contrast, and tells nothing of others" if number else ""
+            found += [f"{which}{text}{of_first}" for text in _far(spacing, preparation.orientation, scan)]
     return found
 
 
@@ -54,6 +59,17 @@ def refuse(found: list[str]) -> None:
     """Raise MedlightError for what does not fit."""
     if found:
         raise MedlightError(f"{'; '.join(found)}; --force predicts it all the same, and keeps a warning")
+
+
+def _blank(name: str, scan: Volume, clip: bool) -> list[str]:
+    """The channels of a contrast that have one value everywhere, or the contrast, where all have.
+
+    The colours of a picture are one channel here (blue may well be 0), and so are all the frames of a clip.
+    """
+    width = len(scan.array) if clip else colours(scan)
+    parts = [scan.array[start : start + width] for start in range(0, len(scan.array), width)]
+    empty = [number for number, part in enumerate(parts) if part.size and part.min() == part.max()]
+    return [name] if len(empty) == len(parts) else [f"{name}:{number}" for number in empty]
 
 
 def _far(spacing: Any, codes: str, scan: Volume) -> list[str]:
@@ -70,4 +86,5 @@ def _far(spacing: Any, codes: str, scan: Volume) -> list[str]:
 
 def _without_size(data: Mapping[str, Any]) -> bool:
     """Whether the training images were pictures, which tell no size: 1 mm stands for it."""
-    return bool(data["spatial_dims"] == 2 and np.all(np.asarray(data["spacing_range"]) == 1))
+    spacing = data.get("spacing_range")
+    return bool(data["spatial_dims"] == 2 and spacing and np.all(np.asarray(spacing) == 1))
