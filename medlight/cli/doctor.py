@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from medlight.cli.machine import NEEDED, Facts, data_root, extras, folders, git, hardware, interpreter, version
+from medlight.cli.machine import NEEDED, Facts, clash, data_root, extras, folders, git, hardware, interpreter, version
 from medlight.cli.probe import GROUPS
 
 EPILOG = """\
@@ -123,11 +123,7 @@ def _warnings(facts: Facts) -> list[str]:
             f"torchvision {vision['version']} does not fit this torch, and where it is there torchmetrics, and so "
             "Lightning, fail; nothing here needs it; mend: pip uninstall torchvision"
         )
-    if version("onnxruntime") and version("onnxruntime-gpu"):
-        found.append(
-            "onnxruntime and onnxruntime-gpu overwrite each other; mend: pip uninstall both, then install one of the "
-            "extras onnx and gpu"
-        )
+    found += [said] if (said := clash()) else []
     if facts["nvidia_driver"] and not facts["gpus"]:
         build = facts["packages"]["torch"]["version"]
         found.append(f"an NVIDIA driver is here, but torch {build} sees no GPU (CUDA build: {facts.get('cuda_build')})")

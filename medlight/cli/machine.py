@@ -48,6 +48,22 @@ def version(distribution: str) -> str | None:
         return None
 
 
+def clash() -> str | None:
+    """What is wrong where both kinds of onnxruntime are installed, which pip allows; None where it isn't so."""
+    if not (version("onnxruntime") and version("onnxruntime-gpu")):
+        return None
+    return (
+        "onnxruntime and onnxruntime-gpu overwrite each other; mend: pip uninstall both, then install one of the "
+        "extras onnx and gpu"
+    )
+
+
+def say_clash() -> None:
+    """Print that on standard error, before anything is run by the one or the other."""
+    if said := clash():
+        print(said, file=sys.stderr)
+
+
 def hardware() -> Facts:
     """Processor, memory (bytes / 1e9) and what a container allows of both."""
     import psutil

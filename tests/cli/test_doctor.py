@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -110,6 +113,31 @@ def test_both_kinds_of_onnxruntime_are_warned_of(workdir, patient, monkeypatch, 
     facts["warnings"] = doctor._warnings(facts)
     assert any(line.startswith(f"!  {said}") for line in doctor.report(facts))
     assert facts["can_fit"]
+
+
+def test_uv_refuses_both_kinds_of_onnxruntime():
+    """Whichever extras bring them."""
+    written = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = written["project"]["optional-dependencies"]
+
+    def packages(extra):
+        for line in extras[extra]:
+            if found := re.fullmatch(r"medlight\[(.*)\]", line):
+                yield from (name for other in found[1].split(",") for name in packages(other))
+            else:
+                yield re.split(r"[^\w-]", line)[0]
+
+    having = {kind: [e for e in extras if kind in packages(e)] for kind in ("onnxruntime", "onnxruntime-gpu")}
+    assert having == {"onnxruntime": ["onnx", "dev"], "onnxruntime-gpu": ["gpu"]}
+    refused = [{entry["extra"] for entry in pair} for pair in written["tool"]["uv"]["conflicts"]]
+    for cpu, gpu in itertools.product(*having.values()):
+        assert {cpu, gpu} in refused
+
+
+def test_the_warning_of_both_takes_no_torch():
+    code = "import sys; from medlight.cli.machine import say_clash; say_clash(); sys.exit('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_imports_that_never_end_are_not_waited_for(workdir, monkeypatch, tmp_path):
