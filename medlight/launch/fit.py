@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,21 +71,9 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
     if is_rank_zero():
         store.deliver_leftovers()
     digest = config_digest(resolved)
-    initial = _initial_weights(resolved)
     previous = _resumed(study, name, digest) if launch.resume else None
-    task, data, trainer_args = _build(cli, launch.kind != "trial", launch.split)
-    _take_weights(task, initial)
-    _check_metrics(task, trainer_args)
-    _check_validation(task, data)
-    if hasattr(task, "check_training_data"):
-        task.check_training_data(data)
-    if hasattr(task, "check_callbacks"):
-        task.check_callbacks(trainer_args.get("callbacks") or [])
-    choice = settle.settle(resolved, task, data, previous.data.tags if previous else None)
-    _build_network(task, resolved)
-    _check_frozen(task, trainer_args)
-    _say_weights(task, launch.kind != "trial")
-    _check_optimizers(task, resolved["trainer"])
+    recorded = previous.data.tags if previous else None
+    task, data, trainer_args, choice = _checked(cli, resolved, launch.kind != "trial", launch.split, recorded)
     tags = {**launch.tags, "medlight.config_digest": digest, **settle.tags(choice)}
     run_id = previous.info.run_id if previous else os.environ.get("MEDLIGHT_RUN_ID")
     pruning = Pruning(launch.report)
@@ -118,6 +106,45 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         logger.flush()
     best = Path(checkpoint.best_model_path) if checkpoint.best_model_path else None
     return FitResult(logger.run_id, state, dict(checkpoint.best_metrics), best)
+
+
+def check(config: Config) -> tuple[Any, Any]:
+    """Build what a fit is made of and refuse all that it would refuse before it makes a run; task and data.
+
+    The precision is not probed. Raises: as `fit`.
+    """
+    cli = parse({**config, "precision": "32-true", "channels_last": False})
+    task, data, trainer_args, choice = _checked(cli, dict(plain(cli.config)), tell=False)
+    _check_ranks(_trainer(trainer_args, [], choice), data)
+    return task, data
+
+
+def _checked(
+    cli: Any,
+    resolved: Config,
+    tell: bool,
+    split: Splitter | None = None,
+    recorded: Mapping[str, str] | None = None,
+) -> tuple[Any, Any, dict[str, Any], Choice]:
+    """Task, data, the Trainer's arguments and the precision, once they are found to go together.
+
+    tell, split: see `_build`. recorded: the tags of the run that is gone on with.
+    """
+    initial = _initial_weights(resolved)
+    task, data, trainer_args = _build(cli, tell, split)
+    _take_weights(task, initial)
+    _check_metrics(task, trainer_args)
+    _check_validation(task, data)
+    if hasattr(task, "check_training_data"):
+        task.check_training_data(data)
+    if hasattr(task, "check_callbacks"):
+        task.check_callbacks(trainer_args.get("callbacks") or [])
+    choice = settle.settle(resolved, task, data, recorded)
+    _build_network(task, resolved)
+    _check_frozen(task, trainer_args)
+    _say_weights(task, tell)
+    _check_optimizers(task, resolved["trainer"])
+    return task, data, trainer_args, choice
 
 
 def resolve_precision(config: Config) -> Config:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from medlight.config import Config
-from medlight.errors import CaseError, MedlightError, UsageError
+from medlight.errors import MedlightError, UsageError
 from medlight.launch.slots import pose_as_fit
 from medlight.launch.workers import Reporter
 
 
 def inspect(variants: list[str], configs: list[Config], report: Reporter) -> list[dict[str, Any]]:
-    """Prepare the data of several fits, and say what only built tasks and data know.
+    """Prepare the data of several fits, check all that can be before a run, say what only built tasks and data know.
 
     Args:
         variants: their names, for errors.
@@ -31,22 +31,16 @@ def inspect(variants: list[str], configs: list[Config], report: Reporter) -> lis
     for variant, config in zip(variants, configs, strict=True):
         try:
             found.append(_inspected(config))
-        except (UsageError, CaseError) as error:
+        except MedlightError as error:
             raise UsageError(f"variant {variant}: {error}") from None
     return found
 
 
 def _inspected(config: Config) -> dict[str, Any]:
-    from medlight.launch.resolve import parse
+    from medlight.launch.fit import check
     from medlight.tracking.manifest import data_fingerprint
 
-    task: Any
-    data: Any
-    task, data, _ = parse(config).build()
-    data.prepare_data()
-    data.setup("fit")
-    if hasattr(task, "take_data"):
-        task.take_data(data.signature())
+    task, data = check(config)
     metrics = list(task.logged_metrics()) if hasattr(task, "logged_metrics") else []
     has_cases = bool(getattr(data, "prepared", {"test": True}).get("test"))
     return {

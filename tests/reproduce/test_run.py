@@ -176,6 +176,32 @@ def test_data_that_are_not_there_are_refused(study: Path, workdir: Path, capsys:
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{model: {init_args: {pretrained: gone.pt}}}", "gone.pt: no such file of weights"),
+        ("{model: {init_args: {pretrained: package:no-such-weights}}}", "no-such-weights"),
+        ("{trainer: {callbacks: [{class_path: medlight.callbacks.Freeze, init_args: {until: {nope: 1}}}]}}", "nope"),
+        (
+            "{model: {init_args: {optimizer: {class_path: torch.optim.Adam, init_args: {lr: -1.0}}}}}",
+            "Invalid learning rate",
+        ),
+        ("{trainer: {devices: 40}}", "ranks"),
+    ],
+)
+def test_what_the_last_variant_would_be_refused_for_is_said_before_the_first_starts(
+    study: Path, workdir: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    fast = folder.FAST["model"]["class_path"]
+    (study / "fast.yaml").write_text(text.replace("{model: {", f"{{model: {{class_path: {fast}, "))
+    assert reproduce(study) == 2
+    error = capsys.readouterr().err
+    assert "variant fast: " in error
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (workdir / "mlruns" / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "give a study's folder, or --list"),
