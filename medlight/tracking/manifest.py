@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import marshal
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import CodeType
 from typing import Any
@@ -19,7 +22,8 @@ from typing import Any
 import psutil
 
 import medlight
-from medlight.config import Config
+from medlight import imported
+from medlight.config import Config, flatten
 
 _DIFF_LIMIT = 1_000_000  # characters
 _TEXTS = ("*.py", "*.yaml", "*.yml", "*.toml", "*.cfg", "*.sh", "Makefile")  # a table in a repository may hold names
@@ -32,39 +36,51 @@ def config_digest(config: Config) -> str:
 
 @cache
 def code_digest() -> str:
-    """Return the sha256 over medlight's own source files, paths and contents."""
+    """Return the sha256 over medlight's own source files, paths and contents; as imported, if they were."""
     root = Path(medlight.__file__).parent
     digest = hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest.update(hashlib.sha256(imported.source(str(file))).digest())
     return digest.hexdigest()
 
 
-def code() -> dict[str, str]:
-    """Return a digest of each of medlight's modules that this process has imported, as far as they make results.
+def code(config: Config | None = None) -> dict[str, str]:
+    """Return a digest of each module that this process has imported, as far as they make results.
+
+    Those are medlight's modules, and the user's own that a configuration names, with what those import: no part of an
+    installed distribution, which its version tells. A digest is of the code that runs: of the file as it was imported.
 
     Comments, the words of docstrings and the place in the file don't count. Tracking, export and the commands make no
-    results, and neither do the ``__init__.py`` of the rooms, which only pass names on.
+    results, and neither do the ``__init__.py`` of medlight's rooms, which only pass names on.
     """
-    files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
-    found = {name: file for name, file in files.items() if file and Path(file).name != "__init__.py"}
-    return {name: _module_digest(Path(file)) for name, file in sorted(found.items()) if _makes_results(name)}
+    found = {name: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
+    files = {name: file for name, file in found.items() if _makes_results(name) and Path(file).name != "__init__.py"}
+    files |= _own(config or {}, {name: file for name, file in found.items() if _is_own(name, file)})
+    return {name: _digest(imported.source(file)) for name, file in sorted(files.items()) if file.endswith(".py")}
 
 
-def changed_code(recorded: Mapping[str, str]) -> list[str]:
-    """Return the names of the modules that are no longer what a run recorded of them with `code`."""
-    root = Path(medlight.__file__).parents[1]
-    changed = []
-    for name, digest in recorded.items():
-        path = root.joinpath(*name.split("."))
-        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        if not file.is_file() or _module_digest(file) != digest:
-            changed.append(name)
-    return changed
+def changed_code(recorded: Mapping[str, str], class_paths: Iterable[str] = ()) -> list[str]:
+    """Return the names of the modules that are no longer what a run recorded of them with `code`.
+
+    class_paths: those of its configuration; the user's own of which it recorded nothing are named too.
+    """
+    changed = [name for name, digest in recorded.items() if _digest_on_disk(name) != digest]
+    named = {name for path in class_paths for name in _modules(path)} - recorded.keys()
+    return changed + sorted(name for name in named if _is_own(name, _file(name) or "") and _digest_on_disk(name))
 
 
-_NO_RESULTS = ("tracking", "cli", "compare", "sweeps", "reproduce", "deploy")
+def class_paths(config: Config) -> tuple[str, ...]:
+    """Return the import paths of the classes that a configuration names."""
+    return tuple(sorted({text for key, text in _texts(config) if key.endswith("class_path")}))
+
+
+def running_otherwise(recorded: Mapping[str, str], config: Config) -> list[str]:
+    """Return the names of the modules that this process runs otherwise than recorded, whatever their files say now."""
+    return [name for name, digest in code(config).items() if recorded.get(name, digest) != digest]
+
+
+_NO_RESULTS = ("tracking", "cli", "compare", "sweeps", "reproduce", "deploy", "imported")
 
 
 def _makes_results(name: str) -> bool:
@@ -72,9 +88,81 @@ def _makes_results(name: str) -> bool:
     return room[0] == "medlight" and len(room) > 1 and room[1] not in _NO_RESULTS
 
 
-@cache
+def _is_own(name: str, file: str) -> bool:
+    """Whether a module is the user's own; a script that is run is none that a configuration could name."""
+    return bool(file) and name.split(".")[0] not in ("medlight", "__main__", "__mp_main__") and imported.is_own(file)
+
+
+def _own(config: Config, known: Mapping[str, str]) -> dict[str, str]:
+    """Of the user's own modules (``known``: their files), those that a configuration names, and what these import."""
+    names = {name for _, text in _texts(config) for name in _modules(text) if name in known}
+    waiting = sorted(names)
+    while waiting:
+        name = waiting.pop()
+        if not known[name].endswith(".py"):
+            continue
+        new = {other for other in _imports(name, known[name]) if other in known} - names
+        names |= new
+        waiting += sorted(new)
+    return {name: known[name] for name in names}
+
+
+def _texts(config: Config) -> list[tuple[str, str]]:
+    return [(path, value) for path, value in flatten(config).items() if isinstance(value, str)]
+
+
+def _modules(path: str) -> list[str]:
+    """The modules that there may be in the import path ``a.b.Class``: ``a``, ``a.b``."""
+    return _prefixes(path)[:-1]
+
+
+def _prefixes(name: str) -> list[str]:
+    """``a.b.c``: ``a``, ``a.b``, ``a.b.c``; to import the last is to import them all."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+
+def _imports(name: str, file: str) -> set[str]:
+    """Every name that may be a module which a module's source imports, wherever it does."""
+    package = name if Path(file).name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(imported.source(file))):
+        if isinstance(node, ast.Import):
+            found.update(prefix for alias in node.names for prefix in _prefixes(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            start = ".".join([*above, *([node.module] if node.module else [])])
+            found.update(prefix for alias in node.names for prefix in _prefixes(f"{start}.{alias.name}"))
+    return found
+
+
+def _file(name: str) -> str | None:
+    """The file of a module, which is looked for and not imported; None where there is none."""
+    try:
+        spec = importlib.util.find_spec(name.split(".")[0])
+        for prefix in _prefixes(name)[1:]:
+            inside = spec.submodule_search_locations if spec is not None else None
+            spec = PathFinder.find_spec(prefix, inside) if inside is not None else None
+    except (ImportError, ValueError, AttributeError):  # a module without a spec, a finder that refuses
+        return None
+    return spec.origin if spec is not None else None
+
+
+def _digest_on_disk(name: str) -> str | None:
+    file = _file(name)
+    try:
+        return _module_digest(Path(file)) if file and file.endswith(".py") else None
+    except (OSError, SyntaxError):  # gone meanwhile, or half written
+        return None
+
+
 def _module_digest(file: Path) -> str:
-    compiled = compile(file.read_text(encoding="utf-8"), "", "exec", optimize=2, dont_inherit=True)
+    return _digest(file.read_bytes())
+
+
+@cache
+def _digest(source: bytes) -> str:
+    compiled = compile(source, "", "exec", optimize=2, dont_inherit=True)
     return hashlib.sha256(marshal.dumps(_without_lines(compiled), 0)).hexdigest()[:16]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,3 +146,56 @@ def test_the_code_of_a_process_is_the_same_in_another_and_names_what_changed() -
     assert manifest.changed_code(recorded) == []
     changed = {**recorded, "medlight.tasks.base": "0", "medlight.tasks.gone": "1"}
     assert manifest.changed_code(changed) == ["medlight.tasks.base", "medlight.tasks.gone"]
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a user's modules, some imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    package = tmp_path / "own_net"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .loss import Half\n")
+    (package / "loss.py").write_text("from own_maths import FACTOR\n\n\nclass Half:\n    factor = FACTOR\n")
+    (package / "unused.py").write_text("import yaml\n")
+    (tmp_path / "own_maths.py").write_text("FACTOR = 0.5\n")
+    (tmp_path / "own_tool.py").write_text("")
+    for name in ("own_net.unused", "own_net", "own_tool"):
+        importlib.import_module(name)
+    yield tmp_path
+    for name in [name for name in sys.modules if name.startswith("own_")]:
+        del sys.modules[name]
+
+
+CLASSES = {"model": {"loss": {"class_path": "own_net.Half"}, "optimizer": {"class_path": "torch.optim.Adam"}}}
+
+
+def test_the_user_s_own_classes_are_code_and_what_they_import(own: Path) -> None:
+    recorded = manifest.code(CLASSES)
+    assert {name for name in recorded if not name.startswith("medlight.")} == {"own_net", "own_net.loss", "own_maths"}
+    assert not {name for name in manifest.code() if not name.startswith("medlight.")}
+    named = manifest.class_paths(CLASSES)
+    assert named == ("own_net.Half", "torch.optim.Adam")
+    assert manifest.changed_code(recorded, named) == []
+    (own / "own_tool.py").write_text("a = 1\n")
+    (own / "own_net" / "loss.py").write_text(
+        "# why\nfrom own_maths import FACTOR\n\n\nclass Half:\n    factor = FACTOR\n"
+    )
+    assert manifest.changed_code(recorded, named) == []
+    (own / "own_maths.py").write_text("FACTOR = 50.0\n")
+    assert manifest.changed_code(recorded, named) == ["own_maths"]
+    assert manifest.code(CLASSES) == recorded, "what this process runs is as it was"
+    (own / "own_maths.py").unlink()
+    assert manifest.changed_code(recorded, named) == ["own_maths"]
+
+
+def test_a_run_that_recorded_nothing_of_the_user_s_own_code_does_not_count(own: Path) -> None:
+    only_ours = {name: digest for name, digest in manifest.code(CLASSES).items() if name.startswith("medlight.")}
+    assert manifest.changed_code(only_ours, manifest.class_paths(CLASSES)) == ["own_net"]
+    assert manifest.changed_code(only_ours, ("torch.optim.Adam", "medlight.tasks.Gone", "gone.Class", "Adam")) == []
+
+
+def test_what_a_process_runs_otherwise_than_recorded_is_named(own: Path) -> None:
+    recorded = {**manifest.code(CLASSES), "own_maths": "another"}
+    assert manifest.running_otherwise(recorded, CLASSES) == ["own_maths"]
+    assert manifest.running_otherwise({}, CLASSES) == []
