@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -15,9 +16,14 @@ from medlight.tracking import manifest
 from medlight.tracking.logger import MLflowLogger
 from medlight.tracking.system import SystemMetrics
 
+RESUMES = "medlight.resumes"  # the tag that counts how often a run was gone on with
+
 
 class RunRecord(L.Callback):
     """At the start of a fit: ``config.yaml``, ``manifest.json``, uncommitted changes, params, data set and tags.
+
+    Where a run is gone on with, ``manifest-resumed-N.json`` and ``uncommitted-resumed-N.diff`` say what the Nth time
+    was made with, and the tag ``medlight.resumes`` how often that was.
 
     While it runs: the learning rate at every logging interval, and MLflow's system metrics. At the end: the tag
     ``medlight.state`` (complete, failed, stopped), with ``medlight.reason`` after an error.
@@ -54,13 +60,18 @@ class RunRecord(L.Callback):
             "precision": str(trainer.precision),
             "devices": {"strategy": type(trainer.strategy).__name__, "world_size": trainer.world_size},
             "environment": manifest.environment(),
-            "code": manifest.code(),
+            "code": manifest.code(self.config),
             "data": fingerprint,
         }
-        again = "-resumed" if logger.resumed else ""  # the machine or the code may be another than at the start
+        again = ""
+        if logger.resumed:  # the machine or the code may be another than at the start, and each time
+            count = int(logger.tags_before.get(RESUMES, 0)) + 1
+            logger.set_tags({RESUMES: count})
+            again = f"-resumed-{count}"
         logger.log_text(yaml.safe_dump(self.config, sort_keys=False), "config.yaml")
         logger.log_text(json.dumps(content, indent=1), f"manifest{again}.json")
-        _write_weights(logger, getattr(trainer.lightning_module, "pretrained_report", None))
+        if not logger.resumed or trainer.ckpt_path is None:  # a checkpoint takes the place of what the file holds now
+            _write_weights(logger, trainer.lightning_module)
         diff = manifest.uncommitted_diff()
         if diff:
             logger.log_text(diff, f"uncommitted{again}.diff")
@@ -109,11 +120,16 @@ class RunRecord(L.Callback):
             trainer.logger.set_tags(tags)
 
 
-def _write_weights(logger: MLflowLogger, report: Any) -> None:
+def _write_weights(logger: MLflowLogger, task: L.LightningModule) -> None:
     """Record which tensors the network began with, and of which file."""
+    given = task.hparams.get("pretrained")  # `medlight.launch.fit` has put the file and its digest there
+    digest = given.get("sha256") if isinstance(given, Mapping) else None
+    report = getattr(task, "pretrained_report", None)
     if report is not None:
         logger.log_text(json.dumps(report.to_dict(), indent=1), "pretrained.json")
-        logger.set_tags({"medlight.pretrained_sha256": report.sha256})
+        digest = report.sha256
+    if digest:
+        logger.set_tags({"medlight.pretrained_sha256": digest})
 
 
 def learning_rates(trainer: L.Trainer) -> dict[str, float]:

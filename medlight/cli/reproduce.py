@@ -21,7 +21,8 @@ example:
   medlight reproduce --list
   medlight reproduce --list experiments --markdown docs/reproductions.md
 
-What is in MLflow already (same configuration, data and code) is not run again; what was interrupted goes on.
+What is in MLflow already (same configuration, data, code, initial weights) is not run again; what was interrupted goes
+on.
 Only a full budget gives verdicts; they are written to results.md and results.json beside the study's expected.yaml."""
 
 

@@ -20,9 +20,10 @@ example:
   medlight rerun 3f2a91c0
   medlight rerun resenc --anyway --json rerun.json
 
-Configuration, split, seeds, precision and threads are those that the run recorded. Where code, packages, machine or
-data are no longer as they were, it says so and stops; --anyway runs it as things are now. The rerun is a run of the
-same study, called NAME-rerun. Exit code 0: identical or within tolerance; 1: different, or stopped."""
+Configuration, split, labelled cases, seeds, precision and threads are those that the run recorded. Where code (yours
+too), packages, machine or data are no longer as they were, it says so and stops; --anyway runs it as things are now.
+The rerun is a run of the same study, called NAME-rerun. Exit code 0: identical or within tolerance; 1: different, or
+stopped."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

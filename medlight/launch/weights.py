@@ -41,6 +41,18 @@ def resolve(config: Config) -> Config:
     return set_path(config, "model.init_args.pretrained", {**spec, "weights": str(file), "sha256": digest})
 
 
+def digest(config: Config) -> str | None:
+    """Return the sha256 of the initial weights as they are now; None where the configuration names none.
+
+    Raises: as `resolve`.
+    """
+    try:
+        found = get_path(resolve(config), pretrained.KEY)
+    except KeyError:
+        return None
+    return None if found is None else str(found["sha256"])
+
+
 def _file(text: str) -> tuple[Path, str | None]:
     """The file that a reference means, and the digest that was recorded of it."""
     kind, _, name = text.partition(":")

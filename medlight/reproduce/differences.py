@@ -34,22 +34,30 @@ class Difference:
     note: str = ""
 
 
-def of_code(recorded: Mapping[str, Any], diff: str) -> list[Difference]:
-    """Compare medlight's modules, and the repository that the run was started in, with what is there now.
+def of_code(recorded: Mapping[str, Any], diff: str, config: Config | None = None) -> list[Difference]:
+    """Compare medlight's modules, the user's own, and the repository of the run's start with what is there now.
 
-    recorded: a run's manifest. diff: its uncommitted changes. A commit that changed no Python file can't matter, nor
-    can one whose Python files are medlight's own, all of which compute what they did.
+    recorded: a run's manifest. diff: its uncommitted changes. config: its configuration. A commit that changed no
+    Python file can't matter, nor can one whose Python files are medlight's own, all of which compute what they did.
     """
     found = []
     known = recorded.get("code")
     if known:
-        changed = manifest.changed_code(known)
-        if changed:
-            found.append(Difference("medlight", f"{len(known)} modules", f"{len(changed)} changed", note=_few(changed)))
+        changed = manifest.changed_code(known, manifest.class_paths(config or {}))
+        changed += [name for name in manifest.running_otherwise(known, config or {}) if name not in changed]
+        for what, own in (("medlight", False), ("own code", True)):
+            names = [name for name in changed if _is_own(name) is own]
+            count = sum(_is_own(name) is own for name in known)
+            if names:
+                found.append(Difference(what, f"{count} modules", f"{len(names)} changed", note=_few(names)))
     elif recorded["environment"]["code_digest"] != manifest.code_digest():
         then = recorded["environment"]["code_digest"]
         found.append(Difference("medlight", f"code {then[:10]}", f"code {manifest.code_digest()[:10]}"))
     return found + _of_repository(recorded["environment"].get("git"), diff, own_is_known=bool(known))
+
+
+def _is_own(module: str) -> bool:
+    return module.split(".")[0] != "medlight"
 
 
 def _of_repository(then: Mapping[str, Any] | None, diff: str, own_is_known: bool) -> list[Difference]:
@@ -162,6 +170,18 @@ def of_split(recorded: Mapping[str, Sequence[str]], today: Mapping[str, Sequence
         text = "the run had none of this content; left out"
         found.append(Difference("data", f"{len(place)} cases", f"{len(new)} more", False, text))
     return found
+
+
+def of_choice(recorded: Sequence[str], today: Sequence[str] | None) -> list[Difference]:
+    """Compare the recorded labelled cases with those that the configuration itself chooses today (None: it can't).
+
+    It can't change the rerun, which takes the recorded ones.
+    """
+    others = [name for name in today or () if name not in recorded]
+    if today is not None and not others:
+        return []
+    now = "none" if today is None else f"{len(today)}, {len(others)} of them others"
+    return [Difference("choice of labels", str(len(recorded)), now, False, "the recorded one is used")]
 
 
 def _parts(split: Mapping[str, Sequence[str]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -14,13 +14,15 @@ from medlight.config import Config, get_path, nearest, set_path
 from medlight.errors import MedlightError, UsageError
 from medlight.launch.workers import Job
 from medlight.launch.workers import run as run_job
+from medlight.reproduce import recorded
 from medlight.reproduce.expected import FILE, Budget, Study
 from medlight.tracking import store
-from medlight.tracking.manifest import changed_code, config_digest
+from medlight.tracking.manifest import changed_code, class_paths, config_digest
 
 INSPECT = "medlight.reproduce.job.inspect"
 PRETRAINED = ("model.pretrained", "model.pretrained.weights")
 PLACE = "variant:"
+WEIGHTS = "initial weights"
 SUPERSEDED = "superseded"  # a cut run that can't be gone on with
 Action = Literal["done", "test", "resume", "start"]
 
@@ -189,7 +191,7 @@ def standing(item: Item, config: Config, runs: Iterable[Run]) -> Standing:
             continue
         if store.is_alive(run):
             raise UsageError(f"{item.name}: another process works on run {run.info.run_id}; stop it first")
-        differs = difference(run.info.run_id, item.data_digest)
+        differs = difference(run.info.run_id, item.data_digest, class_paths(config)) or _other_weights(tags, config)
         same = not differs
         note = note or (f"run {run.info.run_id[:8]} is of other {differs}" if differs else "")
         if state == "complete" and same:
@@ -207,17 +209,34 @@ def standing(item: Item, config: Config, runs: Iterable[Run]) -> Standing:
 
 
 @cache
-def difference(run_id: str, data_digest: str) -> str:
-    """What a run was made with that is not as it is today: ``code (medlight.tasks.base)``, ``data``; '' for nothing."""
+def difference(run_id: str, data_digest: str, named: tuple[str, ...] = ()) -> str:
+    """What a run was made with that is not as it is today: ``code (medlight.tasks.base)``, ``data``; '' for nothing.
+
+    Of a run that was resumed, at its start or any time later. named: the import paths in its configuration.
+    """
     try:
-        manifest = json.loads(store.artifact(run_id, "manifest.json").read_text())
+        manifests = recorded.manifests(run_id)
     except (MedlightError, ValueError):
+        manifests = []
+    if not manifests:
         return "code, as far as known"  # it was cut before it wrote down what it is
-    if manifest["data"]["digest"] != data_digest:
+    if any(manifest["data"]["digest"] != data_digest for manifest in manifests):
         return "data"
-    changed = changed_code(manifest.get("code") or {"medlight": ""})
+    found = [name for manifest in manifests for name in changed_code(manifest.get("code") or {"medlight": ""}, named)]
+    changed = list(dict.fromkeys(found))
     listed = ", ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
     return f"code ({listed})" if changed else ""
+
+
+def _other_weights(tags: Mapping[str, str], config: Config) -> str:
+    """``initial weights`` where a run began with others than there are today; '' where not."""
+    from medlight.launch import weights
+
+    try:
+        now = weights.digest(config)
+    except MedlightError:  # the fit itself says what is wrong with them
+        return WEIGHTS
+    return WEIGHTS if tags.get(recorded.WEIGHTS) != now else ""
 
 
 def spent(run: Run) -> float:

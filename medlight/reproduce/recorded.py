@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from medlight.prepare import Case, Split, Splitter
 from medlight.prepare.contents import identified
 from medlight.tracking import store
 
+WEIGHTS = "medlight.pretrained_sha256"  # the tag of a run that began with weights
+_MANIFEST = re.compile(r"manifest-resumed(?:-(\d+))?\.json")  # once they had no number, and the last was kept
 _MENDS = {
     "running": "wait for its end",
     "stopped": "medlight fit --resume goes on with it",
@@ -25,7 +28,7 @@ _MENDS = {
 
 @dataclass(frozen=True)
 class Recorded:
-    """A finished run: its configuration, its manifest (two where it was resumed) and uncommitted changes."""
+    """A finished run: its configuration, its manifest (``resumes``: one more for each resume), uncommitted changes."""
 
     run_id: str
     name: str
@@ -34,7 +37,7 @@ class Recorded:
     metrics: Mapping[str, float]
     config: Config
     manifest: Mapping[str, Any]
-    resumed: Mapping[str, Any] | None
+    resumes: Sequence[Mapping[str, Any]]
     diff: str
 
     @property
@@ -52,12 +55,12 @@ def read(text: str) -> Recorded:
     run_id, tags = str(run.info.run_id), dict(run.data.tags)
     _refuse(run_id, tags, str(run.info.status))
     config = _file(run_id, "config.yaml")
-    manifest = _file(run_id, "manifest.json")
-    if config is None or manifest is None:
+    found = manifests(run_id)
+    if config is None or not found:
         missing = "config.yaml" if config is None else "manifest.json"
         raise UsageError(f"run {run_id[:12]}: has no {missing}, from which it could be run again")
-    again, diff = _file(run_id, "manifest-resumed.json"), _file(run_id, "uncommitted.diff")
-    content = json.loads(manifest.read_text())
+    diff = _file(run_id, "uncommitted.diff")
+    content, *resumes = found
     if content["devices"]["world_size"] > 1:
         ranks = content["devices"]["world_size"]
         raise UsageError(f"run {run_id[:12]}: was made by {ranks} processes; only a run of one can be run again")
@@ -69,9 +72,23 @@ def read(text: str) -> Recorded:
         metrics=dict(run.data.metrics),
         config=load_yaml(config),
         manifest=content,
-        resumed=json.loads(again.read_text()) if again else None,
+        resumes=resumes,
         diff=diff.read_text() if diff else "",
     )
+
+
+def manifests(run_id: str) -> list[dict[str, Any]]:
+    """Return what a run was made with: at its start, and each time that it was resumed; empty if that isn't known.
+
+    Raises: MedlightError where one of them can't be fetched.
+    """
+    with store.reached():
+        names = [str(file.path) for file in store.client().list_artifacts(run_id)]
+    times = {int(match[1] or 0): match[0] for match in map(_MANIFEST.fullmatch, names) if match}
+    if "manifest.json" not in names:
+        return []
+    files = ["manifest.json", *(times[time] for time in sorted(times))]
+    return [json.loads(store.artifact(run_id, file).read_text()) for file in files]
 
 
 def _refuse(run_id: str, tags: Mapping[str, str], status: str) -> None:
@@ -93,20 +110,30 @@ def _file(run_id: str, name: str) -> Path | None:
 
 
 class RecordedSplit:
-    """The split that a run recorded, for the cases of today.
+    """The split that a run recorded, for the cases of today, and which of them kept their label.
 
     recorded: names by part (train, val, test), as the run calls the cases. own: the configuration's own splitter,
     which is only asked for comparison. memory: the store's digests, as private cases are called by their content.
-    After `assign`, ``today`` is what ``own`` says, in the names of runs, or why it says nothing.
+    labelled: names of the training cases that kept their label; None for a run that hid none.
+    After `assign`, ``today`` is what ``own`` says, in the names of runs, or why it says nothing; after `keep_labels`
+    ``labelled_today`` is what the data module itself would choose, or None where it can't.
     """
 
-    def __init__(self, recorded: Mapping[str, Sequence[str]], own: Splitter, memory: Path) -> None:
-        self.recorded, self.own, self.memory = recorded, own, memory
+    def __init__(
+        self,
+        recorded: Mapping[str, Sequence[str]],
+        own: Splitter,
+        memory: Path,
+        labelled: Sequence[str] | None = None,
+    ) -> None:
+        self.recorded, self.own, self.memory, self.labelled = recorded, own, memory, labelled
         self.today: dict[str, list[str]] | str = "not asked"
+        self.labelled_today: list[str] | None = None
+        self._called: dict[str, str] = {}
 
     def assign(self, cases: Sequence[Case], skipped: Collection[str] = ()) -> Split:
         """Return the recorded split without the cases that are gone."""
-        names = self._names(cases)
+        names = self._called = self._names(cases)
         ids = {name: case_id for case_id, name in names.items()}
         try:
             own = self.own.assign(cases, skipped).to_dict()
@@ -117,6 +144,22 @@ class RecordedSplit:
         if not parts["train"]:
             raise UsageError("data: none of the run's training cases is there any more")
         return Split(**parts)
+
+    def keep_labels(self, own: Callable[[], set[str]]) -> set[str]:
+        """Return the ids of the cases that kept their label, without those that are gone (see `FewLabelsDataModule`).
+
+        own: gives what the data module itself would choose.
+        """
+        if self.labelled is None:
+            return own()
+        try:
+            self.labelled_today = sorted(self._called[case_id] for case_id in own())
+        except MedlightError:  # it names a case, by an id that may be a file's
+            self.labelled_today = None
+        kept = {case_id for case_id, name in self._called.items() if name in set(self.labelled)}
+        if not kept:
+            raise UsageError("data: none of the run's labelled cases is there any more")
+        return kept
 
     def _names(self, cases: Sequence[Case]) -> dict[str, str]:
         """What runs call the cases (see `ScanDataModule.recorded`)."""

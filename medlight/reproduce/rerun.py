@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from medlight.config import get_path
 from medlight.errors import MedlightError
 from medlight.launch import settle
 from medlight.launch.fit import Launch, evaluate, fit
@@ -20,10 +19,8 @@ from medlight.launch.resolve import parse
 from medlight.reproduce import differences, likeness
 from medlight.reproduce.differences import Difference
 from medlight.reproduce.likeness import Likeness, Verdict
-from medlight.reproduce.recorded import Recorded, RecordedSplit
+from medlight.reproduce.recorded import WEIGHTS, Recorded, RecordedSplit
 from medlight.tracking import manifest, store
-
-WEIGHTS = "medlight.pretrained_sha256"  # the tag of a run that began with weights
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class Outcome:
 def look(recorded: Recorded) -> World:
     """Compare what a run recorded with what is there now; the data are prepared for it, nothing is trained."""
     _same_threads(recorded.manifest["environment"]["threads"])
-    found = differences.of_code(recorded.manifest, recorded.diff)
+    found = differences.of_code(recorded.manifest, recorded.diff, recorded.config)
     found += differences.of_packages(recorded.manifest["environment"]["packages"], recorded.config)
     found += differences.of_machine(recorded.manifest["environment"], recorded.config)
     found += _of_resume(recorded)
@@ -78,6 +75,8 @@ def look(recorded: Recorded) -> World:
     found += differences.of_data(recorded.manifest["data"], now)
     if split is not None:
         found += differences.of_split(recorded.manifest["data"]["split"], split.today)
+        if split.labelled is not None:
+            found += differences.of_choice(split.labelled, split.labelled_today)
     return World(found, split)
 
 
@@ -103,13 +102,13 @@ def run(recorded: Recorded, world: World) -> Outcome:
 
 
 def _data(recorded: Recorded) -> tuple[Any, RecordedSplit | None]:
-    """The run's data module, prepared, with the recorded split."""
+    """The run's data module, prepared, with the recorded split and labelled cases."""
     data: Any
     _, data, _ = parse(recorded.config).build()
-    parts = recorded.manifest["data"]["split"]
+    parts, labelled = recorded.manifest["data"]["split"], recorded.manifest["data"].get("labelled")
     split = None
     if parts and hasattr(data, "splitter"):
-        split = RecordedSplit(parts, data.splitter, Path(data.store_dir) / "digests.sqlite")
+        split = RecordedSplit(parts, data.splitter, Path(data.store_dir) / "digests.sqlite", labelled)
         data.splitter = split
     data.prepare_data()
     data.setup("fit")
@@ -118,13 +117,10 @@ def _data(recorded: Recorded) -> tuple[Any, RecordedSplit | None]:
 
 def _of_weights(recorded: Recorded) -> list[Difference]:
     """Compare the digest of the weights that the run began with."""
-    then = recorded.tags.get(WEIGHTS)
-    if then is None:
-        return []
     from medlight.launch import weights
 
-    now = get_path(weights.resolve(recorded.config), "model.init_args.pretrained")["sha256"]
-    return [Difference("initial weights", then[:12], now[:12])] if then != now else []
+    then, now = recorded.tags.get(WEIGHTS), weights.digest(recorded.config)
+    return [Difference("initial weights", (then or "not known")[:12], (now or "none")[:12])] if then != now else []
 
 
 def _same_threads(recorded: Mapping[str, Any]) -> None:
@@ -152,20 +148,33 @@ def _same_precision(tags: Mapping[str, str]) -> Iterator[None]:
 
 def _of_resume(recorded: Recorded) -> list[Difference]:
     """A run that was cut and resumed ends as if it had not been, unless the world changed in between."""
-    if recorded.resumed is None:
+    if not recorded.resumes:
         return []
-    one, two = recorded.manifest["environment"], recorded.resumed["environment"]
+    other = list(dict.fromkeys(name for after in recorded.resumes for name in _unlike(recorded.manifest, after)))
+    times = f" {len(recorded.resumes)} times" if len(recorded.resumes) > 1 else ""
+    text = f"cut and resumed{times}{' with other ' + ', '.join(other) if other else ''}"
+    return [Difference("resume", text, "in one go", bool(other), "" if other else "ends the same")]
+
+
+def _unlike(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What differs between two manifests of one run.
+
+    Code: of the modules that both imported. Which are imported depends on what there is to do, as scans to prepare.
+    """
+    one, two = before["environment"], after["environment"]
+    known = "code" in before and "code" in after
+    both = before["code"].keys() & after["code"].keys() if known else ()
     parts = {
-        "code": (recorded.manifest.get("code", one["code_digest"]), recorded.resumed.get("code", two["code_digest"])),
+        "code": ({n: before["code"][n] for n in both}, {n: after["code"][n] for n in both}),
         "packages": (one["packages"], two["packages"]),
         "python": (one["python"], two["python"]),
         "processor": (one["hardware"]["cpu"], two["hardware"]["cpu"]),
         "threads": (one["threads"]["torch"], two["threads"]["torch"]),
-        "data": (recorded.manifest["data"]["digest"], recorded.resumed["data"]["digest"]),
+        "data": (before["data"]["digest"], after["data"]["digest"]),
     }
-    other = [name for name, (before, after) in parts.items() if before != after]
-    text = f"cut and resumed{' with other ' + ', '.join(other) if other else ''}"
-    return [Difference("resume", text, "in one go", bool(other), "" if other else "ends the same")]
+    if not known:
+        parts["code"] = (one["code_digest"], two["code_digest"])
+    return [name for name, (then, later) in parts.items() if then != later]
 
 
 def _same_weights(run_id: str, best: Path | None) -> bool | None:

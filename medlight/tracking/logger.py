@@ -67,6 +67,7 @@ class MLflowLogger(Logger):
         super().__init__()
         self.study, self._name, self.resumed = study, name, run_id is not None
         self.active = is_rank_zero()
+        self.tags_before: dict[str, str] = {}  # those that an existing run had
         self._buffer: list[Point] = []
         self._filling, self._emptying = threading.Lock(), threading.Lock()
         self._last_step = 0
@@ -97,6 +98,7 @@ class MLflowLogger(Logger):
                 return self.client.create_run(experiment, run_name=self._name, tags={**own, **named, **alive})
         with reached():
             run = self.client.get_run(run_id)
+            self.tags_before = dict(run.data.tags)
             self.client.update_run(run_id, status="RUNNING")
             for key, value in alive.items():
                 self.client.set_tag(run_id, key, value)

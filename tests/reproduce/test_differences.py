@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,28 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     Path("net.py").write_text("a = 2\n")
     environment = {"git": manifest.git_state(), "code_digest": manifest.code_digest()}
     return {"environment": environment, "code": manifest.code(), "diff": manifest.uncommitted_diff()}
+
+
+def test_the_user_s_own_modules_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    Path("own_loss.py").write_text("class Half:\n    factor = 0.5\n")
+    monkeypatch.setitem(sys.modules, "own_loss", sys)  # so that it is taken away in the end
+    del sys.modules["own_loss"]
+    config = {"model": {"loss": {"class_path": "own_loss.Half"}}}
+    importlib.import_module("own_loss")
+    recorded = {"environment": {"git": manifest.git_state()}, "code": manifest.code(config)}
+
+    def said() -> list[tuple[str, str, bool]]:
+        return [(one.what, one.note, one.matters) for one in differences.of_code(recorded, "", config)]
+
+    assert said() == []
+    Path("own_loss.py").write_text("class Half:\n    factor = 50.0\n")
+    assert said() == [("own code", "own_loss", True)]
+    Path("own_loss.py").write_text("class Half:\n    factor = 0.5\n")
+    recorded["code"]["own_loss"] = "another"
+    assert said() == [("own code", "own_loss", True)]
 
 
 def found(recorded: dict[str, Any]) -> dict[str, bool]:
