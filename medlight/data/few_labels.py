@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from medlight.config import nearest
 from medlight.data.datamodule import DataSignature
@@ -15,6 +15,15 @@ from medlight.data.subsets import Member, chosen, least
 from medlight.data.views import ViewsDataModule, ViewsDataset
 from medlight.errors import UsageError
 from medlight.prepare import PreparedCase, PreparedSet
+
+
+@runtime_checkable
+class KeepsLabels(Protocol):
+    """A splitter that says too which training cases keep their label, as that of a recorded run does."""
+
+    def keep_labels(self, own: Callable[[], set[str]]) -> set[str]:
+        """Return the ids of those cases; ``own`` gives what the data module itself would choose, or raises."""
+        ...
 
 
 class FewLabelsDataModule(ViewsDataModule):
@@ -65,12 +74,14 @@ class FewLabelsDataModule(ViewsDataModule):
         members = [self._member(case) for case in train if self._is_labelled(case)]
         if not members:
             raise UsageError("data.labelled: no training case has a label; give some labels, or use ViewsDataModule")
-        labelled = self.labelled
-        kept = self._listed(labelled, members) if isinstance(labelled, list) else self._drawn(labelled, members)
+        if isinstance(self.splitter, KeepsLabels):
+            kept = self.splitter.keep_labels(lambda: self._chosen(members)) & {member.id for member in members}
+        else:
+            kept = self._chosen(members)
         missing = _classes(members) - _classes([member for member in members if member.id in kept])
         if missing:
             mend = "list a case of it"
-            if not isinstance(labelled, list):
+            if not isinstance(self.labelled, list):
                 mend = f"{least(members, self.seed)} labelled cases have all"
             raise UsageError(f"data.labelled: {len(kept)} cases leave out {', '.join(sorted(missing))}; {mend}")
         if self.labelled_per_batch is not None and len(kept) == len(train):
@@ -79,6 +90,11 @@ class FewLabelsDataModule(ViewsDataModule):
                 "write fewer, or labelled_per_batch: null to train on labelled cases only"
             )
         return kept
+
+    def _chosen(self, members: Sequence[Member]) -> set[str]:
+        """Ids of the cases that keep their label, as ``labelled`` says."""
+        labelled = self.labelled
+        return self._listed(labelled, members) if isinstance(labelled, list) else self._drawn(labelled, members)
 
     def _drawn(self, labelled: int | float, members: Sequence[Member]) -> set[str]:
         count = max(1, round(labelled * len(members))) if isinstance(labelled, float) else labelled
