@@ -18,7 +18,7 @@ TOLERANCE = (
     f"tolerance: at every step within {SCORE:g} for scores between 0 and 1, and within {SHARE:.0%} for everything else"
 )
 _SCORES = ("dice", "nsd", "auroc", "accuracy", "f1", "ece", "probe_accuracy", "knn_accuracy")
-_CLOCKS = ("system/", "train/samples_per_s", "train/data_wait_share")
+_NOT_LEARNT = ("system/", "train/samples_per_s", "train/data_wait_share", "export/")  # clocks, and bundles made later
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Likeness:
 
 
 def curves(run_id: str) -> dict[str, Curve]:
-    """Return every metric of a run by step, but for those that measure time and the machine."""
+    """Return every metric of a run by step, but for those that measure time, the machine, and bundles made of it."""
     client = store.client()
     with store.reached():
-        names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(_CLOCKS)]
+        names = [name for name in client.get_run(run_id).data.metrics if not name.startswith(_NOT_LEARNT)]
         found = {name: client.get_metric_history(run_id, name) for name in names}
     return {name: _by_step(points) for name, points in found.items()}
 

@@ -8,16 +8,23 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import pytest
+import torch
 import yaml
 from mlflow import MlflowClient
 
 from medlight.cli.main import main
+from medlight.errors import UsageError
+from medlight.launch.resolve import parse
+from medlight.reproduce import differences, likeness, plan, recorded, rerun
+from medlight.reproduce.recorded import Recorded
+from medlight.tracking.manifest import data_fingerprint
 from tests.data import fake
 from tests.reproduce import studies
 
@@ -149,6 +156,105 @@ def test_changed_code_stops_it_by_name(copy: Path, capsys: pytest.CaptureFixture
     edit(copy, lambda content: content["code"].update({"medlight.data.seeding": "0", "medlight.data.gone": "1"}))
     assert "medlight.data.seeding" in stopped(copy, capsys)
     assert differing(copy)["medlight"][1] == "2 changed"
+
+
+def test_a_bundle_that_was_made_of_it_later_is_no_part_of_a_run(copy: Path) -> None:
+    run_id = json.loads((copy / "fit.json").read_text())["run_id"]
+    before = likeness.curves(run_id)
+    client(copy).log_metric(run_id, "export/dice", 0.99)
+    assert "export/dice" in client(copy).get_run(run_id).data.metrics
+    assert likeness.curves(run_id) == before
+
+
+def test_labels_are_hidden_of_the_cases_of_which_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = studies.mean_teacher(tmp_path)
+    data: Any
+    _, data, _ = parse(config).build()
+    data.prepare_data()
+    found = data_fingerprint(data)
+    said = {
+        "run_id": "",
+        "name": "",
+        "study": "",
+        "tags": {},
+        "metrics": {},
+        "config": config,
+        "resumes": [],
+        "diff": "",
+    }
+    labelled, splitless = data.labelled_ids[0], {**found, "labelled": None}
+    for number in range(20):  # until the draw, which is by names, is another
+        for folder in ("images", "labels"):
+            Path(folder, f"{labelled}.nii.gz").rename(Path(folder, f"renamed_{number}.nii.gz"))
+        labelled = f"renamed_{number}"
+        drawn = rerun._data(Recorded(**said, manifest={"data": splitless}))[0]
+        if data_fingerprint(drawn)["labelled"] != found["labelled"]:
+            break
+    again, split = rerun._data(Recorded(**said, manifest={"data": found}))
+    assert again.labelled_ids == (labelled,)
+    assert data_fingerprint(again) == found
+    assert split is not None
+    (row,) = differences.of_choice(found["labelled"], split.labelled_today)
+    assert (row.recorded, row.now, row.matters) == ("1", "1, 1 of them others", False)
+    for folder in ("images", "labels"):
+        Path(folder, f"{labelled}.nii.gz").unlink()
+    with pytest.raises(UsageError, match="none of the run's labelled cases"):
+        rerun._data(Recorded(**said, manifest={"data": found}))
+
+
+def test_a_run_that_was_killed_and_resumed_comes_out_the_same_in_one_go(tmp_path: Path) -> None:
+    config = studies.segmentation(tmp_path)
+    config["trainer"]["max_epochs"] = 12
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    for count in range(2):
+        resume = ["--resume"] if count else []
+        command = [sys.executable, "-m", "medlight", "fit", "-c", "fit.yaml", *resume]
+        process = subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 300
+        while _epochs(tmp_path) < 2 + 3 * count and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.kill()
+        assert process.wait() < 0, "it ended before it was killed"
+    medlight(tmp_path, "fit", "-c", "fit.yaml", "--resume", "--json", "fit.json")
+    names = {file.name for file in artifacts(tmp_path).glob("manifest*")}
+    assert names == {"manifest.json", "manifest-resumed-1.json", "manifest-resumed-2.json"}
+    medlight(tmp_path, "rerun", "tiny", "--json", "rerun.json")
+    assert differing(tmp_path) == {"resume": ("cut and resumed 2 times", "in one go", False)}
+    assert (read(tmp_path)["verdict"], read(tmp_path)["same_weights"]) == ("identical", True)
+
+
+def _epochs(folder: Path) -> int:
+    """How many epochs a fit's last checkpoint has behind it."""
+    for file in folder.glob("mlruns/artifacts/*/artifacts/checkpoints/last.ckpt"):
+        return int(torch.load(file, weights_only=True, map_location="cpu")["epoch"]) + 1
+    return 0
+
+
+def test_each_resume_is_looked_at(copy: Path) -> None:
+    content = json.loads((artifacts(copy) / "manifest.json").read_text())
+    warm = json.loads(json.dumps(content))
+    warm["code"] = {name: digest for name, digest in content["code"].items() if "prepare" not in name}
+    warm["code"]["medlight.another"] = "0"
+
+    def said(*resumes: dict[str, Any], old: dict[str, Any] | None = None) -> tuple[str, bool]:
+        for file in artifacts(copy).glob("manifest-resumed*"):
+            file.unlink()
+        for number, again in enumerate(resumes, 1):
+            (artifacts(copy) / f"manifest-resumed-{number}.json").write_text(json.dumps(again))
+        if old is not None:
+            (artifacts(copy) / "manifest-resumed.json").write_text(json.dumps(old))
+        (row,) = rerun._of_resume(recorded.read("tiny"))
+        return row.recorded, row.matters
+
+    assert said(warm) == ("cut and resumed", False), "fewer modules are imported where the store is there"
+    other = {**warm, "code": {**warm["code"], "medlight.tasks.base": "0"}}
+    assert said(warm, other, warm) == ("cut and resumed 3 times with other code", True)
+    assert said(*[warm] * 11) == ("cut and resumed 11 times", False)
+    assert said(warm, old=other) == ("cut and resumed 2 times with other code", True), "of an older medlight"
+    run_id = json.loads((copy / "fit.json").read_text())["run_id"]
+    assert "medlight.tasks.base" in plan.difference(run_id, content["data"]["digest"])
+    plan.difference.cache_clear()
 
 
 def test_packages_that_compute_nothing_do_not(copy: Path) -> None:
