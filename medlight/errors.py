@@ -25,6 +25,12 @@ class CaseError(MedlightError):
         self.case_id = case_id
 
 
+def one_line(error: BaseException) -> str:
+    """An exception as one line; the project's own errors speak for themselves."""
+    text = " ".join((str(error).strip().splitlines() or [""])[0].split())
+    return text if isinstance(error, MedlightError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
 def needs(extra: str, module: str) -> MedlightError:
     """The error for an optional package that is absent."""
     return UsageError(f"{module} is not installed; mend: pip install 'medlight[{extra}]'")

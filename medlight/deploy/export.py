@@ -8,7 +8,7 @@ import json
 import platform
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from medlight.deploy.onnx_export import Exported, export_onnx
 from medlight.deploy.parity import ParityError, allowed, compare, describe
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.runtime.session import OnnxSession, open_session, timing_cache
-from medlight.errors import UsageError
+from medlight.errors import MedlightError, UsageError, one_line
 from medlight.networks.prune import flops
 from medlight.prepare.case import Case
 
@@ -72,6 +72,7 @@ def export(
     to: Sequence[str] = ("onnx",),
     precision: Sequence[str] = ("fp32",),
     training: Sequence[PreparedCase] = (),
+    recorded: Mapping[str, str] | None = None,
     run_id: str | None = None,
     threads: int | None = None,
     engines: tensorrt.Options | None = None,
@@ -83,14 +84,16 @@ def export(
     cases: what the parity is measured on; None writes a bundle that says it is unchecked.
     to: ``onnx`` and perhaps others (see `tensorrt.unavailable` for whether an engine can be built).
     precision: of the models; each target makes those it can run. float32 is always there.
-    training: cases that ``int8`` is calibrated on.
+    training: cases that ``int8`` is calibrated on, and that show where the values of ``fp16`` would be too large.
+    recorded: what runs call the cases, by id (`ScanDataModule.recorded`); so do parity.json and the errors.
     engines: options that TensorRT's engines are built with; a rebuild on another machine takes the same.
     progress: called with the cases compared and their total.
-    say: called with a line on what is there to know of the models: which layers of INT8 stay in float32, why there is
-        no report of an engine.
+    say: called with a line on what is there to know of the models: which layers of INT8 stay in float32, that values in
+        float16 were not looked at, why there is no report of an engine.
 
     Raises ParityError with the figures where a model is outside its tolerance (nothing is left at ``out``), UsageError
-    where ``out`` is there and is no bundle, or there is no case to compare on.
+    where ``out`` is there and is no bundle, or there is no case to compare on, MedlightError where a target or a
+    precision can't be made of this network.
     """
     from medlight import tasks
 
@@ -107,7 +110,7 @@ def export(
         network = {"flops": maker.flops, "parameters": maker.parameters, "pruned": task.pruned}
         described = {**task.signature(), "tools": tools, "network": network, "run_id": run_id}
         bundle = Bundle(root=folder, models=maker.models, **described)
-        figures = {"checked": False} if cases is None else _checked(task, bundle, cases, threads, progress)
+        figures = {"checked": False} if cases is None else _checked(task, bundle, cases, threads, progress, recorded)
         (folder / requirements.FILE).write_text(requirements.requirements(maker.models))
         (folder / PARITY).write_text(json.dumps(figures, indent=2) + "\n")
         models = {model.file for model in maker.models}
@@ -137,20 +140,29 @@ class _Maker:
 
     def add(self, target: str, precision: str) -> None:
         """Make the file of a model where it is not there, and list it."""
-        match target:
-            case "torch":
-                file = self._program()
-            case "tensorrt":
-                file = self._engine(precision)
-            case "openvino" if precision != "int8":  # it computes in the precision it is told, from the same graph
-                file = self._graph
-            case _:
-                file = self._onnx(precision)
+        try:
+            file = self._file(target, precision)
+        except MedlightError:
+            raise
+        except Exception as error:  # each library refuses a network in its own words, often pages of them
+            out = target if precision == "fp32" else precision
+            what = f"{RUNTIMES[target]}-{precision} can't be made of this network"
+            raise MedlightError(f"{what}: {one_line(error)[:300]}; mend: leave {out} out") from error
         axes, multiple, engine = self.made.dynamic_axes, self.made.size_multiple, None
         if target == "tensorrt":
             axes, multiple, engine = ["batch"], 1, self._engines[file.name]
         kept = self._kept if precision == "int8" else []
         self.models.append(Model(file.name, RUNTIMES[target], precision, sha256(file), axes, multiple, engine, kept))
+
+    def _file(self, target: str, precision: str) -> Path:
+        match target:
+            case "torch":
+                return self._program()
+            case "tensorrt":
+                return self._engine(precision)
+            case "openvino" if precision != "int8":  # it computes in the precision it is told, from the same graph
+                return self._graph
+        return self._onnx(precision)
 
     def _onnx(self, precision: str) -> Path:
         file = self._folder / ("model.onnx" if precision == "fp32" else f"model_{precision}.onnx")
@@ -159,6 +171,10 @@ class _Maker:
         if precision == "fp16":
             from medlight.deploy.half import to_fp16
 
+            if not self._training:
+                self._say(
+                    f"{file.name}: no training cases are known, so values beyond float16's range are not looked for"
+                )
             to_fp16(self._graph, file, self._batches if self._training else ())
             return file
         from medlight.deploy.quantise import quantise_within
@@ -224,20 +240,25 @@ def _distance(graph: Path, batches: Sequence[Array]) -> Callable[[Path], float]:
 
 
 def _checked(
-    task: Any, bundle: Bundle, cases: Sequence[Case], threads: int | None, progress: Progress | None
+    task: Any,
+    bundle: Bundle,
+    cases: Sequence[Case],
+    threads: int | None,
+    progress: Progress | None,
+    recorded: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """Compare every model with torch; return the figures of the first, with those of the others below ``models``."""
     predictors = {}
     for model in bundle.models:
         session = open_session(bundle, model, threads)
         predictors[model.name] = (model.precision, Predictor(bundle, session=session))
-    figures, worst = compare(task, predictors, cases, progress)
+    figures = compare(task, predictors, cases, progress, recorded)
     first, *others = figures
     found = {**figures[first], "models": {name: figures[name] for name in others}}
     for name, of_model in figures.items():
         if not of_model["passed"]:
             raise ParityError(
-                f"the exported {name} differs from the trained network: {describe(of_model, worst[name])}; "
+                f"the exported {name} differs from the trained network: {describe(of_model)}; "
                 f"{allowed(of_model)}; nothing was written{_MEND.get(of_model['precision'], '')}",
                 found,
             )

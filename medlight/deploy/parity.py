@@ -56,8 +56,8 @@ class ParityError(MedlightError):
 class CaseParity:
     """One case: difference of probabilities (largest and mean), share of equal labels, Dice of both against the truth.
 
-    ``case`` is a digest of the case's id: ids are often file names, and those may name a patient. ``dice_maps`` is the
-    Dice of the two label maps, one against the other. The last three are of classification, and not written down.
+    ``case`` is what runs call it, see `recorded_name`. ``dice_maps`` is the Dice of the two label maps, one against the
+    other. The last three are of classification, and not written down.
     """
 
     case: str
@@ -88,31 +88,39 @@ def compare(
     predictors: Mapping[str, tuple[str, Predictor]],
     cases: Sequence[Case],
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, Figures], dict[str, str]]:
+    recorded: Mapping[str, str] | None = None,
+) -> dict[str, Figures]:
     """Run the network and every model over the cases.
 
     predictors: by the model's name, its precision and what runs it. torch runs once a case.
+    recorded: what runs call the cases, by id (`ScanDataModule.recorded`).
 
-    Returns the figures of each model (plain values, for parity.json) and the id of the case it does worst on. Figures:
-    runtime, precision, tolerance, passed, cases (how many), max_abs_diff, mean_abs_diff (of probabilities),
-    label_agreement (share of voxels or cases), score and score_diff (see `_score`), dice_diff (the largest of a case)
-    and dice (the means of torch and of the model; both None without labels), overlap (mean Dice of the two label maps;
-    None for classification), auroc_diff and auroc (of a class, and over
-    the classes; None for segmentation, or where no class has cases on both sides), worst_case, per_case.
+    Returns the figures of each model (plain values, for parity.json): runtime, precision, tolerance, passed, cases (how
+    many), max_abs_diff, mean_abs_diff (of probabilities), label_agreement (share of voxels or cases), score and
+    score_diff (see `_score`), dice_diff (the largest of a case) and dice (means of torch and of the model; both None
+    without labels), overlap (mean Dice of the two label maps; None for classification), auroc_diff and auroc (of a
+    class, and over the classes; None for segmentation, or where no class has cases on both sides), worst_case (with the
+    largest difference, as runs call it), per_case.
     """
     rows: dict[str, list[CaseParity]] = {name: [] for name in predictors}
     for number, case in enumerate(cases):
-        expected = _Expected.of(task, case, next(iter(predictors.values()))[1])
-        for name, (_, predictor) in predictors.items():
-            rows[name].append(expected.compared(predictor))
+        name = recorded_name(case, recorded or {})
+        expected = _Expected.of(task, case, name, next(iter(predictors.values()))[1])
+        for model, (_, predictor) in predictors.items():
+            rows[model].append(expected.compared(predictor))
         if progress is not None:
             progress(number + 1, len(cases))
-    figures, worst = {}, {}
-    for name, (precision, predictor) in predictors.items():
-        index = int(np.argmax([math.inf if math.isnan(row.max_abs_diff) else row.max_abs_diff for row in rows[name]]))
-        worst[name] = cases[index].id
-        figures[name] = {"runtime": predictor.runtime, **_figures(precision, rows[name], index)}
-    return figures, worst
+    figures = {}
+    for model, (precision, predictor) in predictors.items():
+        index = int(np.argmax([math.inf if math.isnan(row.max_abs_diff) else row.max_abs_diff for row in rows[model]]))
+        figures[model] = {"runtime": predictor.runtime, **_figures(precision, rows[model], index)}
+    return figures
+
+
+def recorded_name(case: Case, recorded: Mapping[str, str]) -> str:
+    """Return what runs call a case; where they don't know it, a digest of an id that may be a patient's name."""
+    unknown = hashlib.sha256(case.id.encode()).hexdigest()[:12] if case.private else case.id
+    return recorded.get(case.id, unknown)
 
 
 def _figures(precision: str, rows: list[CaseParity], worst: int) -> Figures:
@@ -196,7 +204,7 @@ def _aurocs(rows: list[CaseParity]) -> list[tuple[float, float]]:
     return found
 
 
-def describe(figures: Figures, worst: str) -> str:
+def describe(figures: Figures) -> str:
     """Return the figures in one line."""
     spread = f"probabilities differ by up to {figures['max_abs_diff']:.3g} (mean {figures['mean_abs_diff']:.3g})"
     scores = "" if figures["dice_diff"] is None else f", Dice by up to {figures['dice_diff']:.3g}"
@@ -206,7 +214,7 @@ def describe(figures: Figures, worst: str) -> str:
             "" if figures["overlap"] is None else f", the label maps' Dice against torch's is {figures['overlap']:.3g}"
         )
     agreement = f"{100 * figures['label_agreement']:.4f} % of the labels agree"
-    return f"{spread}{scores}; {agreement}; worst case {worst}, of {figures['cases']}"
+    return f"{spread}{scores}; {agreement}; worst case {figures['worst_case']}, of {figures['cases']}"
 
 
 def allowed(figures: Figures) -> str:
@@ -217,9 +225,10 @@ def allowed(figures: Figures) -> str:
 
 @dataclass(frozen=True)
 class _Expected:
-    """What the network says of a case, and what its scan and its truth are."""
+    """What the network says of a case, what runs call it, and what its scan and its truth are."""
 
     case: Case
+    name: str
     scans: dict[str, Volume]
     probabilities: Array
     labels: Array | None
@@ -227,28 +236,28 @@ class _Expected:
     schema: Sequence[Label]
 
     @classmethod
-    def of(cls, task: Task, case: Case, like: Predictor) -> _Expected:
+    def of(cls, task: Task, case: Case, name: str, like: Predictor) -> _Expected:
         """Run the network on a case."""
         schema = like.bundle.labels
         prepared = Preparation(**task.data["preparation"]).prepare(case, schema)
         probabilities = torch_probabilities(task, prepared)
         scans = {name: read_ref(ref, like.preparation.mends) for name, ref in case.images.items()}
         if task.kind == "classification":
-            return cls(case, scans, probabilities, None, None, schema)
+            return cls(case, name, scans, probabilities, None, None, schema)
         labels, truth = _torch_labels(task, probabilities, prepared), None
         if case.label is not None:
             truth = read_label_ref(case.label, next(iter(scans.values())), schema).array
-        return cls(case, scans, probabilities, labels, truth, schema)
+        return cls(case, name, scans, probabilities, labels, truth, schema)
 
     def compared(self, predictor: Predictor) -> CaseParity:
         """Predict the case and compare."""
         prediction, case = predictor.predict(self.scans), self.case
         expected, got = self.probabilities, prediction.probabilities
         if expected.shape != got.shape:
-            raise MedlightError(f"{case.id}: torch gives {expected.shape} and the bundle {got.shape}")
+            raise MedlightError(f"{self.name}: torch gives {expected.shape} and the bundle {got.shape}")
         difference = np.abs(expected - got)
         row = CaseParity(
-            case=hashlib.sha256(case.id.encode()).hexdigest()[:12],
+            case=self.name,
             max_abs_diff=float(difference.max()),
             mean_abs_diff=float(difference.mean(dtype=np.float64)),
             label_agreement=float((expected.argmax() == got.argmax()) if len(expected) > 1 else 1.0),

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import MedlightError, UsageError, one_line
 from medlight.tracking.identity import scrub
 
 PRELOAD = (
@@ -298,12 +298,6 @@ class Reporter:
         """Send the metrics of a step; True where the job is to stop."""
         self.pipe.send(("report", step, metrics))
         return bool(self.pipe.recv())
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line; the project's own errors speak for themselves."""
-    text = " ".join((str(error).strip().splitlines() or [""])[0].split())
-    return text if isinstance(error, MedlightError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _without_names(report: str) -> str:

@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from medlight.config import Config
-from medlight.errors import UsageError
+from medlight.errors import UsageError, one_line
 from medlight.launch import slots, workers
 from medlight.launch.workers import Ended, Job, Report, Worker
 from medlight.sweeps import rows, space, study
@@ -84,7 +84,7 @@ def run(sweep: Sweep, watcher: Watcher, *, resume: bool = False, target: str = T
             with slots.stoppable() as stop:
                 loop.run(stop)
         except BaseException as error:
-            record.killed(workers.one_line(error))
+            record.killed(one_line(error))
             raise
         record.finish(found)
         return Outcome(record.run_id, rows.rows(found), [trial.number for trial in rows.best(found)])

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 import medlight.deploy.export as export_module
 from medlight import tasks
 from medlight.callbacks.export import metrics
-from medlight.deploy import half, quantise, tensorrt
+from medlight.deploy import half, quantise, tensorrt, torch_program
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.export import check_targets, export
 from medlight.deploy.parity import OVERLAP, ParityError
@@ -37,7 +37,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture(scope="module")
 def bundle(trained: Trained) -> Bundle:
-    return export(trained.checkpoint, trained.checkpoint.parent / "bundle", cases=trained.cases, run_id="r", threads=1)
+    options = {"cases": trained.cases, "recorded": trained.data.recorded, "run_id": "r", "threads": 1}
+    return export(trained.checkpoint, trained.checkpoint.parent / "bundle", **options)
 
 
 def test_the_bundle_says_what_torch_says(bundle: Bundle, trained: Trained) -> None:
@@ -49,6 +50,11 @@ def test_the_bundle_says_what_torch_says(bundle: Bundle, trained: Trained) -> No
     assert figures["cases"] == len(figures["per_case"]) == 2
     assert all(row["dice_torch"] is not None for row in figures["per_case"])
     assert bundle.parity["max_abs_diff"] == figures["max_abs_diff"]
+    recorded = [trained.data.recorded[case.id] for case in trained.cases]
+    assert [row["case"] for row in figures["per_case"]] == recorded  # as in cases.csv of the run
+    worst = max(figures["per_case"], key=lambda row: row["max_abs_diff"])
+    assert figures["worst_case"] == bundle.parity["worst_case"] == worst["case"]
+    assert figures["mean_abs_diff"] == pytest.approx(np.mean([row["mean_abs_diff"] for row in figures["per_case"]]))
     assert "case_0" not in (bundle.root / "parity.json").read_text()  # ids may be file names, and those patients'
     assert {f.name for f in bundle.root.iterdir()} == {"bundle.json", "model.onnx", "parity.json", "requirements.txt"}
     assert not [f for f in bundle.root.parent.iterdir() if f.name.startswith(".bundle")]
@@ -234,10 +240,37 @@ def test_a_lower_precision_outside_its_tolerance_is_not_published(
 
 def test_another_network_is_not_published(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tampered(monkeypatch)
-    with pytest.raises(ParityError, match=r"differ by up to [\d.e-]+ .*Dice by up to .*worst case case_0\d") as error:
-        export(trained.checkpoint, tmp_path / "bundle", cases=trained.cases, threads=1)
+    said = r"differ by up to [\d.e-]+ .*Dice by up to .*worst case (case-[0-9a-f]{10}), of 2"
+    options = {"cases": trained.cases, "recorded": trained.data.recorded, "threads": 1}
+    with pytest.raises(ParityError, match=said) as error:
+        export(trained.checkpoint, tmp_path / "bundle", **options)
+    assert error.value.figures["worst_case"] in str(error.value)
     assert error.value.exit_code == 1
     assert error.value.figures["max_abs_diff"] > 1e-4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "target", "precision", "what", "out"),
+    [
+        (half, "to_fp16", "onnx", "fp16", "onnxruntime-fp16", "fp16"),
+        (quantise, "quantise_within", "onnx", "int8", "onnxruntime-int8", "int8"),
+        (torch_program, "export_program", "torch", "fp32", "torch-fp32", "torch"),
+    ],
+)
+def test_what_a_library_refuses_is_one_line(
+    module, name, target, precision, what, out, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*given, **options):
+        raise ValueError("no such operator\nand three pages more")
+
+    monkeypatch.setattr(module, name, refuses)
+    options = {"cases": None, "training": trained.data.prepared["train"], "to": ["onnx", target]}
+    with pytest.raises(MedlightError) as error:
+        export(trained.checkpoint, tmp_path / "out", precision=[precision], **options)
+    said = f"{what} can't be made of this network: ValueError: no such operator; mend: leave {out} out"
+    assert str(error.value) == said
+    assert isinstance(error.value.__cause__, ValueError)  # shown by --debug
     assert list(tmp_path.iterdir()) == []
 
 
@@ -258,7 +291,7 @@ def test_a_wrong_normaliser_is_noticed(bundle: Bundle, trained: Trained) -> None
     other = Bundle.load(bundle.root)
     other.data["normalise"] = [{"class_path": "medlight.prepare.Percentile", "init_args": {}}]
     models = {"onnxruntime-fp32": ("fp32", Predictor(other, threads=1))}
-    figures, _ = compare(tasks.load(trained.checkpoint), models, trained.cases[:1])
+    figures = compare(tasks.load(trained.checkpoint), models, trained.cases[:1])
     assert not figures["onnxruntime-fp32"]["passed"]
 
 

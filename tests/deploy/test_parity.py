@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from medlight.deploy.parity import CaseParity, _figures
+from medlight.deploy.parity import CaseParity, _figures, recorded_name
+from medlight.prepare.case import Case
+
+NAMED = Case("DOE_JOHN", {}, private=True)
 
 SCORES = st.floats(0, 1, width=16)
 
@@ -43,3 +46,10 @@ def test_a_classification_is_judged_by_its_auroc(data, classes: int, count: int)
     assert figures["auroc_diff"] == figures["score_diff"]
     assert _figures("fp32", rows_of(targets, torch, model), 0)["auroc_diff"] == figures["auroc_diff"]
     assert figures["passed"] == (figures["score_diff"] <= 0.005)
+
+
+def test_a_case_goes_by_what_runs_call_it_and_never_by_its_file() -> None:
+    assert recorded_name(NAMED, {"DOE_JOHN": "case-0123456789"}) == "case-0123456789"
+    assert "DOE" not in recorded_name(NAMED, {})
+    assert recorded_name(NAMED, {}) != recorded_name(Case("DOE_JANE", {}, private=True), {})
+    assert recorded_name(Case("prostate-7", {}), {}) == "prostate-7"
