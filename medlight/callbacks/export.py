@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import shutil
+import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from medlight.deploy import tensorrt
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.export import check_targets, export
 from medlight.deploy.onnx_export import require_packages
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import UsageError, one_line
 from medlight.prepare.case import Case
 from medlight.tracking import store
+from medlight.tracking.identity import scrub
 from medlight.tracking.logger import MLflowLogger
 
 
 class Export(L.Callback):
     """Turns ``best.ckpt`` into a bundle when the fit is over, checks it and records it under ``bundle/`` of the run.
 
-    A bundle that differs from the network does not undo the fit: the run is tagged ``medlight.export=failed``, the
-    figures are in its metrics, and a warning says them.
+    An export that fails does not undo the fit, whatever the reason: the run is tagged ``medlight.export=failed``, and a
+    line says why (with ``--debug`` the traceback too); of a bundle that differs, the figures are in the run's metrics.
 
     Args:
         to: ``onnx``, and perhaps ``openvino``, ``tensorrt`` and ``torch``.
@@ -56,35 +59,48 @@ class Export(L.Callback):
             return
         checkpoint = best_checkpoint(trainer)
         if checkpoint is None:
-            rank_zero_warn("nothing is exported: the fit wrote no checkpoint")
+            _say("nothing, for the fit wrote no checkpoint")
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        cases = compared([prepared.case for prepared in data.prepared["val"]], self.cases, str(pl_module.kind))
         logger = trainer.logger if isinstance(trainer.logger, MLflowLogger) else None
+        try:
+            self._export(trainer, str(pl_module.kind), checkpoint, logger)
+        except Exception as error:  # of any library: the fit is through, and has its record to finish
+            _say_failed("failed", error)
+            if logger:
+                logger.set_tags({"medlight.export": "failed"})
+                logger.log_metrics(metrics(getattr(error, "figures", {})), trainer.global_step)
+
+    def _export(self, trainer: L.Trainer, kind: str, checkpoint: Path, logger: MLflowLogger | None) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        cases = compared([prepared.case for prepared in data.prepared["val"]], self.cases, kind)
         targets, skipped = available(self.to)
         options: dict[str, Any] = {"to": targets, "precision": self.precision, "training": data.prepared["train"]}
-        options["say"] = rank_zero_info
+        options |= {"recorded": getattr(data, "recorded", {}), "run_id": logger.run_id if logger else None, "say": _say}
         with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "bundle"
-            try:
-                bundle = export(checkpoint, out, cases=cases, run_id=logger.run_id if logger else None, **options)
-            except MedlightError as error:
-                rank_zero_warn(f"the export failed: {error}")
-                if logger:
-                    logger.set_tags({"medlight.export": "failed"})
-                    logger.log_metrics(metrics(getattr(error, "figures", {})), trainer.global_step)
-                return
+            bundle = export(checkpoint, Path(folder) / "bundle", cases=cases, **options)
             if logger:
                 logger.log_artifact(bundle.root)
                 logger.log_metrics(metrics(bundle.parity), trainer.global_step)
                 logger.set_tags(tags(bundle, skipped))
                 try:
                     logger.set_tags({"medlight.model": registered(bundle, logger.run_id)})
-                except MedlightError as error:  # the bundle is in the run; medlight export registers it later
-                    rank_zero_warn(f"the bundle is not registered: {error}")
+                except Exception as error:  # the bundle is in the run; medlight export registers it later
+                    _say_failed("not registered", error)
             else:
                 shutil.copytree(bundle.root, Path(trainer.default_root_dir) / "bundle", dirs_exist_ok=True)
-        rank_zero_info(f"exported: probabilities differ from torch by up to {bundle.parity['max_abs_diff']:.2g}")
+        _say(f"probabilities differ from torch by up to {bundle.parity['max_abs_diff']:.2g}")
+
+
+def _say(line: str) -> None:
+    """Tell where a fit tells of its weights: Lightning's own lines are not shown."""
+    print(f"export    {line}", file=sys.stderr)
+
+
+def _say_failed(what: str, error: Exception) -> None:
+    """Tell why in one line, without files of patients, for what a trial of a sweep says is kept."""
+    _say(f"{what}: {scrub(one_line(error))}")
+    if logging.getLogger("medlight").isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
 
 
 def best_checkpoint(trainer: L.Trainer) -> Path | None:

@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import importlib
+import logging
 import os
 import re
 import sys
@@ -141,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not getattr(module, "TAKES_OVERRIDES", False):
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     args.overrides = overrides
+    # what goes on after an error, as a fit does, shows its traceback by this
+    logging.getLogger("medlight").setLevel(logging.DEBUG if args.debug else logging.NOTSET)
     return _run(module, args)
 
 
