@@ -34,7 +34,8 @@ class PreparedArrays:
     stats: one entry a channel, see `statistics.statistics`. foreground: voxel indices ``(N, 3)`` of each label value
     other than 0, at most 10 000 of them, drawn with a fixed seed. values: label values before resampling. frames: of a
     clip, which lie along K; 0 where it is none. mended: what was mended in the images, a line each. modalities: those
-    that the images' files tell (DICOM's do): ``CT``, ``MR``, ...
+    that the images' files tell (DICOM's do): ``CT``, ``MR``, ... spacings: voxel sizes (mm, along the axes of the
+    preparation's orientation) that the images after the first had, by their names.
     """
 
     image: npt.NDArray[np.float32]
@@ -50,6 +51,7 @@ class PreparedArrays:
     frames: int = 0
     mended: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
+    spacings: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class Preparation:
             frames=frames,
             mended=_mended(images),
             modalities=modalities(images.values()),
+            spacings={name: self.spacing_along(images[name].affine) for name in list(images)[1:]},
         )
 
     def _image(self, images: dict[str, Volume], affine: Affine, shape: Shape, frames: int) -> npt.NDArray[np.float32]:

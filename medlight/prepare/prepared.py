@@ -9,7 +9,7 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ class PreparedCase:
     shape, affine, spacing: of the prepared grid, I, J, K and millimetres. stats: one entry a channel
     (`statistics.statistics`). values: label values of the case as delivered; counts: voxels of each value other than 0
     as prepared. mended: what was mended in the images, a line each. modalities: those that the images' files tell.
+    spacings: voxel sizes of the images after the first, as in `PreparedArrays`.
     """
 
     case: Case
@@ -57,6 +58,7 @@ class PreparedCase:
     places: dict[str, _Place]
     mended: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
+    spacings: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -108,11 +110,25 @@ def scanned(cases: Sequence[PreparedCase], preparation: Preparation) -> dict[str
     """What scans were like before they were prepared, as plain values: a predictor knows by it what is new to it.
 
     Keys: modalities, those that are known; spacing_range, the smallest and the largest voxel size in millimetres along
-    the axes of the preparation's orientation.
+    the axes of the preparation's orientation; where a case has several images spacing_ranges, the same of each image
+    after the first, by its name.
     """
-    sizes = np.array([preparation.spacing_along(case.original_affine) for case in cases])
-    ends = [[round(float(size), 4) for size in end] for end in (sizes.min(axis=0), sizes.max(axis=0))]
-    return {"modalities": sorted({name for case in cases for name in case.modalities}), "spacing_range": ends}
+    first = [preparation.spacing_along(case.original_affine) for case in cases]
+    modalities = sorted({name for case in cases for name in case.modalities})
+    others = {
+        name: _ends([case.spacings[name] for case in cases if name in case.spacings]) for name in cases[0].spacings
+    }
+    return {
+        "modalities": modalities,
+        "spacing_range": _ends(first),
+        **({"spacing_ranges": others} if others else {}),
+    }
+
+
+def _ends(sizes: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The smallest and the largest along each axis."""
+    found = np.array(sizes)
+    return [[round(float(size), 4) for size in end] for end in (found.min(axis=0), found.max(axis=0))]
 
 
 @lru_cache(maxsize=256)
@@ -138,6 +154,7 @@ def write_prepared(arrays: PreparedArrays, path: Path) -> None:
         "counts": sorted(arrays.counts.items()),
         **({"mended": arrays.mended} if arrays.mended else {}),
         **({"modalities": arrays.modalities} if arrays.modalities else {}),
+        **({"spacings": arrays.spacings} if arrays.spacings else {}),
     }
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"medlight": json.dumps(facts)})
@@ -165,6 +182,7 @@ def open_prepared(case: Case, path: Path, digest: str) -> PreparedCase:
         places=places,
         mended=tuple(facts.get("mended", ())),
         modalities=tuple(facts.get("modalities", ())),
+        spacings=dict(facts.get("spacings", {})),
     )
 
 

@@ -297,3 +297,10 @@ def test_a_signature_tells_modality_and_voxel_sizes_before_resampling(root: Path
     write_nifti(read(root / "images" / "flat"), root / "nifti" / "flat.nii.gz")
     alone = Store(root / "store").prepare([Case("flat", {"image": root / "nifti" / "flat.nii.gz"})], preparation)
     assert scanned(alone.cases, preparation)["modalities"] == []
+    affine = np.diag([1.0, 2.0, 5.0, 1.0])  # RAS
+    affine[:3, 3] = read(root / "nifti" / "flat.nii.gz").affine[:3, 3]
+    write_nifti(Volume(np.zeros((1, 7, 6, 4), np.int16), affine), root / "nifti" / "thick.nii.gz")
+    both = Case("both", {"image": root / "nifti" / "flat.nii.gz", "other": root / "nifti" / "thick.nii.gz"})
+    for _ in range(2):  # prepared, and from the store
+        (found,) = Store(root / "store").prepare([both], preparation).cases
+        assert scanned([found], preparation)["spacing_ranges"] == {"other": [[5.0, 2.0, 1.0]] * 2}

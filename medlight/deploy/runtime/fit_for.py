@@ -32,8 +32,7 @@ def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[st
     """Say in one clause each what is new to a bundle in a scan: modality, voxel size, one slice, an empty contrast.
 
     data: the bundle's data signature; what it does not tell (older bundles, scans of formats without a modality) is
-    passed over. Its voxel sizes are those of the first contrast, whose grid all others are brought onto: another one
-    that is far from them is told too, for next to nothing may be left of slices of 9 mm on a grid of 1 mm.
+    passed over. Each contrast's voxel size is held against those that it had in training.
     """
     found = []
     trained = set(data.get("modalities") or ())
@@ -44,14 +43,14 @@ def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[st
     blank = [part for name, scan in scans.items() for part in _blank(name, scan, clip)]
     if blank:
         found.append(f"{' and '.join(blank)} has one value everywhere, so there is nothing to see in it")
-    spacing = None if _without_size(data) else data.get("spacing_range")
+    others = data.get("spacing_ranges") or {}
     for number, (name, scan) in enumerate(scans.items()):
+        spacing = others.get(name) if number else None if _without_size(data) else data.get("spacing_range")
         which = f"{name} " if len(scans) > 1 else ""
         if data["spatial_dims"] == 3 and scan.shape[2] == 1 and not clip:
             found.append(f"{which}is a single slice, but the bundle was trained on volumes")
         if spacing:
-            of_first = " in the first contrast, and tells nothing of others" if number else ""
-            found += [f"{which}{text}{of_first}" for text in _far(spacing, preparation.orientation, scan)]
+            found += [f"{which}{text}" for text in _far(spacing, preparation.orientation, scan)]
     return found
 
 

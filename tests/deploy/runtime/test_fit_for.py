@@ -30,13 +30,14 @@ def said(scans: dict[str, Volume], clip: bool = False, **changes: Any) -> list[s
 
 
 def test_voxel_sizes_of_each_contrast() -> None:
-    others = f"flair {FAR} in the first contrast, and tells nothing of others"
-    assert said({"t1": scan(), "flair": scan(2.0)}) == []
-    assert said({"t1": scan(), "flair": scan(9.0)}) == [others]
-    assert said({"t1": scan(9.0), "flair": scan()}) == [f"t1 {FAR}"]
-    assert said({"t1": scan(9.0), "flair": scan(9.0)}) == [f"t1 {FAR}", others]
+    thick = {"spacing_ranges": {"flair": [[1.0, 1.0, 4.0], [1.0, 1.0, 5.0]]}}
+    thin = "flair has voxels of 1x1x1 mm (RAS), but the bundle was trained on 1x1x4-5 mm"
+    assert said({"t1": scan(), "flair": scan(9.0)}, **thick) == []
+    assert said({"t1": scan(), "flair": scan()}, **thick) == [thin]
+    assert said({"t1": scan(9.0), "flair": scan(5.0)}, **thick) == [f"t1 {FAR}"]
+    assert said({"t1": scan(9.0), "flair": scan()}, **thick) == [f"t1 {FAR}", thin]
     assert said({"image": scan(9.0)}) == [FAR]
-    assert said({"t1": scan(), "flair": scan(9.0)}, spacing_range=None) == []
+    assert said({"t1": scan(), "flair": scan(9.0)}) == []  # a bundle that tells nothing of the second
 
 
 def test_a_single_slice_among_volumes() -> None:
@@ -71,7 +72,7 @@ def test_a_colour_or_a_frame_may_be_empty() -> None:
 
 
 def test_files_of_two_contrasts(tmp_path: Path) -> None:
-    made = bundle(3, [8, 8, 8], channels=["t1", "flair"], spacing_range=DATA["spacing_range"])
+    made = bundle(3, [8, 8, 8], channels=["t1", "flair"], **DATA | {"spacing_ranges": {"flair": DATA["spacing_range"]}})
     predictor = Predictor(written(tmp_path / "bundle", made), threads=1)
     files = {"t1": tmp_path / "t1.nii.gz", "flair": tmp_path / "flair.nii.gz"}
     write_nifti(scan(), files["t1"])
