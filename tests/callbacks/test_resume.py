@@ -64,6 +64,8 @@ def test_killed_twice(tmp_path: Path) -> None:
     assert fit(folder, *again, "--die", "on_train_batch_end", "--count", "15") == -signal.SIGKILL
     assert fit(folder, *again) == 0
     assert differences(curves_in(tmp_path / "whole"), curves_in(folder)) == []
+    records = sorted(file.name for file in folder.rglob("manifest*.json"))
+    assert records == ["manifest-resumed-1.json", "manifest-resumed-2.json", "manifest.json"]
 
 
 @pytest.mark.parametrize("where", ["on_train_batch_end", "on_validation_batch_end"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def test_a_fit_begins_with_a_run_s_best_weights_and_says_so(folder, capsys):
 def test_a_stopped_fit_resumes_with_its_initial_weights_given(folder):
     study.write(folder, study.config(max_epochs=1))
     first = fit(study.config(max_epochs=1))
-    config = beginning_with(f"run:{first.run_id}")
+    shutil.copy(first.best_checkpoint, "w.ckpt")
+    config = beginning_with("w.ckpt")
     config["trainer"]["max_epochs"] = 2
     whole = fit({**config, "name": "whole"})
 
@@ -97,7 +99,12 @@ def test_a_stopped_fit_resumes_with_its_initial_weights_given(folder):
     with pytest.raises(RuntimeError, match="cut"):
         fit(cut)
     Cut.armed = False
+    before = sha256(Path("w.ckpt"))
+    shutil.copy(whole.best_checkpoint, "w.ckpt")  # what it began with stays what is recorded
     resumed = fit(cut, Launch(resume=True))
+    assert tags(resumed.run_id)["medlight.pretrained_sha256"] == before != sha256(Path("w.ckpt"))
+    assert tags(resumed.run_id)["medlight.resumes"] == "1"
+    assert store.artifact(resumed.run_id, "manifest-resumed-1.json").is_file()
     a, b = network(whole.best_checkpoint), network(resumed.best_checkpoint)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
