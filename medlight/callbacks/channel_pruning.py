@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
 
 from medlight.errors import UsageError
 from medlight.tracking.logger import MLflowLogger
@@ -38,7 +38,8 @@ class ChannelPruning(L.Callback):
         if task.pruned:
             return
         found = task.prune(self.ratio)
-        rank_zero_info(f"pruned: {found.line()}")
+        if trainer.is_global_zero:
+            print(f"pruned    {found.line()}", file=sys.stderr)
         if isinstance(trainer.logger, MLflowLogger):
             (parameters, fewer), (flops, less) = found.parameters, found.flops
             trainer.logger.log_metrics({"pruning/parameters": fewer / parameters, "pruning/flops": less / flops}, 0)

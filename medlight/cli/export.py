@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlight.cli.bundles import check_threads
+from medlight.cli.machine import say_clash
 from medlight.cli.output import ready, write_json
 from medlight.errors import InterruptedFitError, MedlightError, UsageError
 
 if TYPE_CHECKING:
     from medlight.deploy.bundle import Bundle
     from medlight.deploy.tensorrt import Options
-    from medlight.prepare import PreparedCase
-    from medlight.prepare.case import Case
 
 EPILOG = """\
 example:
@@ -28,15 +28,16 @@ example:
 
 Every model is compared with torch on whole validation cases, each path from the input file on. Where one is outside
 its tolerance nothing is written and the exit code is 1: fp32 1e-4 of any probability; fp16 and bf16 0.002, int8 0.005
-of the mean Dice (classification: AUROC). INT8 is calibrated on training patches. --prune takes channels out of the
-network and fits it once more by the run's own recipe, as a run of its own; the table, --json and pruning.json of that
-run show each step.
+of the mean Dice (classification: AUROC). INT8 is calibrated on training patches, which also show what fp16 can't hold.
+--prune takes channels out of the network and fits it once more by the run's own recipe, as a run of its own; the
+tables, --json and pruning.json of that run show each step.
 TensorRT's engines are for this GPU and release, and are built again elsewhere; --version-compatible and
 --hardware-compatible make slower ones that later releases and other GPUs run too.
 RUN may be a sweep: its best trial is taken."""
 
 Row = dict[str, Any]  # what a model costs and says, see `_rows`
 Steps = dict[str, list[Row]]  # towards a pruned network, in their order
+_APART = ("largest\ndifference", "mean\ndifference", "worst case", "judged by", "tolerance")
 _TITLES = {"before_pruning": "before pruning: ", "before_fine_tuning": "before fine-tuning: "}
 
 
@@ -73,11 +74,11 @@ def run(args: argparse.Namespace) -> int:
     from medlight.callbacks.export import available, registered, tags
     from medlight.cli.progress import bar
     from medlight.deploy.export import CAN, check_targets, export
-    from medlight.deploy.parity import ParityError
     from medlight.launch.fit import quiet
 
     quiet()
     ready(args.json)
+    say_clash()
     wanted, precision = ([name.strip() for name in text.split(",")] for text in (args.to, args.precision))
     check_targets(wanted, precision)
     engines = _engines(args, wanted)
@@ -89,33 +90,31 @@ def run(args: argparse.Namespace) -> int:
     subject = _find(args.model)
     if args.prune is not None and subject.run_id is None:
         raise UsageError("--prune: a bare checkpoint has no recipe to fine-tune by; mend: name its run")
+    if args.prune is not None:
+        _check_whole(args, subject)
     targets, skipped = available(wanted)
     if skipped:
         _say(args, f"TensorRT is skipped: {skipped}")
     absent = [f"{t}-{p}" for t in targets for p in precision if p not in CAN[t]]
     if absent:
         _say(args, f"not made, for the runtime has no such precision: {', '.join(absent)}")
-    cases, training = _cases(args, subject, "int8" in precision)
-    options: dict[str, Any] = {"cases": cases, "training": training, "threads": args.threads}
+    options: dict[str, Any] = {**_cases(args, subject, precision), "threads": args.threads}
     with tempfile.TemporaryDirectory() as folder:
         steps: Steps = {}
         if args.prune is not None:
-            before = export(subject.checkpoint, Path(folder) / "before", **options)
+            with _failures_recorded(subject, steps):
+                before = export(subject.checkpoint, Path(folder) / "before", **options)
             untuned = _without_channels(subject.checkpoint, args.prune, Path(folder) / "untuned.ckpt")
-            narrow = export(untuned, Path(folder) / "untuned", **options)
+            with _failures_recorded(subject, steps, figures=False):  # they are of a network that no run has
+                narrow = export(untuned, Path(folder) / "untuned", **options)
             steps = {"before_pruning": _rows(before, args.threads), "before_fine_tuning": _rows(narrow, args.threads)}
             subject = _pruned(args, subject)
         out = args.out or Path(f"{subject.name}-bundle")
         replaced = (out / "bundle.json").is_file()
         options |= {"to": targets, "precision": precision, "run_id": subject.run_id, "engines": engines}
-        try:
-            with bar("comparing with torch", len(cases or ())) as progress:
-                bundle = export(subject.checkpoint, out, progress=progress, say=partial(_say, args), **options)
-        except MedlightError as error:
-            if not isinstance(error, UsageError):
-                _record(subject, {"medlight.export": "failed"}, error.figures if isinstance(error, ParityError) else {})
-                _record_steps(subject, steps)
-            raise
+        compared = bar("comparing with torch", len(options["cases"] or ()))
+        with _failures_recorded(subject, steps), compared as progress:
+            bundle = export(subject.checkpoint, out, progress=progress, say=partial(_say, args), **options)
         if replaced:
             _say(args, f"{out}: replaces the bundle that was there")
         _record(subject, tags(bundle, skipped), bundle.parity, bundle.root)
@@ -146,6 +145,34 @@ def _engines(args: argparse.Namespace, to: Sequence[str]) -> Options:
         "hardware_compatible": args.hardware_compatible,
     }
     return options | {"workspace": size_of("--workspace", args.workspace)} if args.workspace else options
+
+
+@contextmanager
+def _failures_recorded(subject: _Subject, steps: Steps, figures: bool = True) -> Iterator[None]:
+    """Tag the run where an export fails in the block, for whatever reason but a wrong call.
+
+    steps: written to the run then. figures: let those of the failed comparison be metrics of the run.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        _record(subject, {"medlight.export": "failed"}, getattr(error, "figures", {}) if figures else {})
+        _record_steps(subject, steps)
+        raise
+
+
+def _check_whole(args: argparse.Namespace, subject: _Subject) -> None:
+    """Refuse to prune what was pruned before: the recipe would begin with weights that do not fit its network."""
+    from medlight.tasks.checkpoint import read
+
+    ratio = (read(subject.checkpoint).get("medlight") or {}).get("pruned")
+    if ratio:
+        raise UsageError(
+            f"--prune {args.prune:g}: {subject.name} is pruned already, by {ratio:g}; mend: name the run that it was "
+            "made of, with a higher ratio, or leave --prune out"
+        )
 
 
 def _without_channels(checkpoint: Path, ratio: float, out: Path) -> Path:
@@ -211,10 +238,11 @@ def _find(text: str) -> _Subject:
     return _Subject(store.artifact(run_id, "checkpoints/best.ckpt"), name, run_id)
 
 
-def _cases(
-    args: argparse.Namespace, subject: _Subject, calibrated: bool
-) -> tuple[list[Case] | None, Sequence[PreparedCase]]:
-    """Return validation cases to compare on and training cases to calibrate on, of the run or of the file named."""
+def _cases(args: argparse.Namespace, subject: _Subject, precision: Sequence[str]) -> dict[str, Any]:
+    """Return what of `export`'s arguments the data give, of the run or of the file named.
+
+    cases: validation cases to compare on. training: for INT8 and float16. recorded: what runs call the cases.
+    """
     from medlight.callbacks.export import compared
 
     source = args.data
@@ -222,24 +250,25 @@ def _cases(
         from medlight.tracking import store
 
         source = store.artifact(subject.run_id, "config.yaml")
-    if args.unchecked and not calibrated:
-        return None, ()
+    if args.unchecked and (source is None or not {"int8", "fp16"} & set(precision)):
+        return {"cases": None}
     if source is None:
         raise UsageError(
             f"{subject.checkpoint}: no validation cases are known for a bare checkpoint; "
             "mend: --data FIT.yaml, or --unchecked"
         )
-    data = _data(source, "fit" if calibrated else "validate")
-    training = data.prepared["train"] if calibrated else ()
-    cases = [prepared.case for prepared in data.prepared["val"]]
+    data = _data(source)
+    found = {"training": data.prepared["train"], "recorded": data.recorded}
     if args.unchecked:
-        return None, training
+        return {"cases": None, **found}
+    cases = [prepared.case for prepared in data.prepared["val"]]
     if not cases:
         raise UsageError(f"{source}: its split has no validation cases; mend: --data another file, or --unchecked")
-    return compared(cases, args.cases, "segmentation" if data.signature()["labels"] else "classification"), training
+    kind = "segmentation" if data.signature()["labels"] else "classification"
+    return {"cases": compared(cases, args.cases, kind), **found}
 
 
-def _data(source: Path, stage: str) -> Any:
+def _data(source: Path) -> Any:
     """Build the data module of a fit YAML, prepared."""
     from medlight import config
     from medlight.launch.resolve import parse
@@ -251,7 +280,7 @@ def _data(source: Path, stage: str) -> Any:
     any_task = {"class_path": "medlight.tasks.SegmentationTask"}  # the parser wants one; only the data is used
     data: Any = parse({"model": any_task, "data": spec}).build()[1]
     data.prepare_data()
-    data.setup(stage)
+    data.setup("fit")
     return data
 
 
@@ -289,23 +318,29 @@ def _record_steps(subject: _Subject, steps: Steps) -> None:
 
 
 def _show(args: argparse.Namespace, bundle: Bundle, models: list[Row], steps: Steps) -> None:
-    """Print what each model costs and says, and each step towards the bundle."""
+    """Print what each model costs, how far it is from the network, and the same of each step towards the bundle."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     figures = bundle.parity
     compared = f"torch on {figures['cases']} validation cases" if "cases" in figures else "nothing (--unchecked)"
     score = "Dice" if bundle.task == "segmentation" else "AUROC"
-    columns = ["model", "file", "MB", "Gflop", "ms a window", score, "largest difference", "judged by", "tolerance"]
-    table = Table(*columns)
+    costs = Table("model", "file", "MB", "Gflop", "ms a window", score, box=box.SIMPLE_HEAD)
+    apart = Table("model", *_APART, box=box.SIMPLE_HEAD)
     for step, rows in {**steps, "": models}.items():
         for row in rows:
-            table.add_row(*_cells(row, _TITLES.get(step, "")))
+            name = f"{_TITLES.get(step, '')}{row['model']}"
+            costs.add_row(name, *_costs(row))
+            if row["difference"] is not None:
+                apart.add_row(name, *_apart(row))
     console = Console(stderr=args.json == "-")
     if not console.is_terminal:
         console = Console(stderr=args.json == "-", width=180)
     console.print(f"{bundle.root}: compared with {compared}", soft_wrap=True, highlight=False)
-    console.print(table)
+    console.print(costs)
+    if apart.rows:
+        console.print(apart)
     model = bundle.models[0]
     sizes = f" (spatial sizes in multiples of {model.size_multiple})" if model.size_multiple > 1 else ""
     console.print(f"free sizes: {', '.join(model.dynamic_axes)}{sizes}")
@@ -317,7 +352,8 @@ def _rows(bundle: Bundle, threads: int | None) -> list[Row]:
     """Return what each model of a bundle costs and says; what is not known is None.
 
     Keys: model, file, bytes, parameters and flops (of the network; of one window), ms (a window, here), dice, auroc
-    (means over the cases), max_abs_diff (of probabilities), judged_by, difference, tolerance.
+    (means over the cases), max_abs_diff and mean_abs_diff (of probabilities), worst_case (as runs call it), judged_by,
+    difference, tolerance.
     """
     from medlight.deploy.runtime.choice import seconds_a_window
 
@@ -342,19 +378,25 @@ def _figures(figures: dict[str, Any]) -> Row:
     if figures.get("precision", "fp32") != "fp32":
         judged, apart = figures["score"], figures["score_diff"]
     means = {name: (figures.get(name) or {}).get("bundle") for name in ("dice", "auroc")}
-    known = {"max_abs_diff": figures.get("max_abs_diff"), "tolerance": figures.get("tolerance")}
+    known = {name: figures.get(name) for name in ("max_abs_diff", "mean_abs_diff", "worst_case", "tolerance")}
     return {**means, **known, "judged_by": judged if apart is not None else None, "difference": apart}
 
 
-def _cells(row: Row, title: str) -> list[str]:
-    """Return a row of the table."""
+def _costs(row: Row) -> list[str]:
+    """Return a row of the first table."""
     speed = "-" if row["ms"] is None else f"{row['ms']:.1f}"
-    costs = [f"{title}{row['model']}", row["file"], f"{row['bytes'] / 1e6:.1f}", f"{row['flops'] / 1e9:.2f}", speed]
-    if row["difference"] is None:
-        return [*costs, *["-"] * 4]
     score = row["auroc"] if row["dice"] is None else row["dice"]
-    said = [f"{row['max_abs_diff']:.1e}", f"{row['judged_by']} {row['difference']:.1e}", f"{row['tolerance']:g}"]
-    return [*costs, "-" if score is None else f"{score:.4f}", *said]
+    sizes = [f"{row['bytes'] / 1e6:.1f}", f"{row['flops'] / 1e9:.2f}"]
+    return [row["file"], *sizes, speed, "-" if score is None else f"{score:.4f}"]
+
+
+def _apart(row: Row) -> list[str]:
+    """Return a row of the second table: how far a model is from the network, on which case most, and by what judged."""
+    from rich.markup import escape
+
+    judged = "largest" if row["judged_by"] == "probabilities" else f"{row['judged_by']} {row['difference']:.1e}"
+    spread = [f"{row['max_abs_diff']:.1e}", f"{row['mean_abs_diff']:.1e}"]
+    return [*spread, escape(row["worst_case"]), judged, f"{row['tolerance']:g}"]
 
 
 def _say(args: argparse.Namespace, line: str) -> None:

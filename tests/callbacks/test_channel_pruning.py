@@ -99,7 +99,8 @@ def test_a_stopped_export_goes_on_with_its_fit(
 def test_export_prunes_and_shows_both(recorded: Recorded, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--prune", "0.5", "--to", "onnx,openvino", "--precision", "int8", "--threads", "1"]
     assert main(["export", recorded.run_id, "out", *words, "--json", "figures.json"]) == 0
-    said = capsys.readouterr().out
+    said, told = capsys.readouterr()
+    assert len([line for line in told.splitlines() if line.startswith("pruned    ") and "are left" in line]) == 1
     assert "before pruning: onnxruntime-fp32" in said
     assert "before fine-tuning: onnxruntime-fp32" in said
     assert "openvino-int8" in said
@@ -117,6 +118,44 @@ def test_export_prunes_and_shows_both(recorded: Recorded, capsys: pytest.Capture
     ]
     scan = next((recorded.root / "images").glob("*"))
     assert Predictor(bundle, threads=1, model="openvino-int8").predict(read(scan)).label is not None
+    assert bundle.run_id is not None
+    check_refused(bundle.run_id, capsys)
+
+
+def check_refused(run_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was pruned is not pruned again: its recipe would begin with weights that don't fit. Nothing is trained."""
+    before = len(store.runs())
+    assert main(["export", run_id, "again", "--prune", "0.5", "--threads", "1"]) == 2
+    said = capsys.readouterr()
+    assert said.err == (
+        "medlight export: --prune 0.5: wide-pruned is pruned already, by 0.5; mend: name the run that it was made of, "
+        "with a higher ratio, or leave --prune out\n"
+    )
+    assert said.out == ""
+    assert len(store.runs()) == before
+    assert not Path("again").exists()
+
+
+@pytest.mark.parametrize("step", [1, 2], ids=["before pruning", "before fine-tuning"])
+def test_a_step_that_fails_is_recorded_too(
+    step: int, recorded: Recorded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, calls = export_module._checked, []
+
+    def checked(task: Any, bundle: Bundle, *given: Any) -> dict[str, Any]:
+        found = real(task, bundle, *given)
+        calls.append(bundle)
+        if len(calls) == step:
+            raise ParityError("the exported model differs", {**found, "max_abs_diff": 0.5 + step})
+        return found
+
+    store.client().set_tag(recorded.run_id, "medlight.export", "complete")
+    monkeypatch.setattr(export_module, "_checked", checked)
+    assert main(["export", recorded.run_id, "failing", "--prune", "0.5", "--threads", "1"]) == 1
+    assert capsys.readouterr().err == "medlight export: the exported model differs\n"
+    assert recorded.tags()["medlight.export"] == "failed"
+    differs = recorded.metrics().get("export/max_abs_diff")
+    assert differs == 1.5, "of this run's own network, and not of the one without channels"
 
 
 def check_steps(figures: dict[str, Any], bundle: Bundle, recorded: Recorded, said: str) -> None:
@@ -144,6 +183,7 @@ def check_steps(figures: dict[str, Any], bundle: Bundle, recorded: Recorded, sai
     assert min(row["ms"] for row in (whole, narrow, *models)) > 0
     lines = {title: next(line for line in said.splitlines() if f"{title}: onnx" in line) for title in TITLES}
     for title, row in zip(TITLES, (whole, narrow), strict=True):
+        assert any(title in line and f" {row['worst_case']} " in line for line in said.splitlines())
         assert f" {row['dice']:.4f} " in lines[title]
         assert f" {row['flops'] / 1e9:.2f} " in lines[title]
     assert bundle.run_id is not None
