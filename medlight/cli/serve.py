@@ -44,8 +44,8 @@ Where other machines reach it a token is needed; it travels readably: put a prox
 
 DICOM: a series is predicted when its association was released and nothing came for --quiet seconds; its DICOM-SEG is
 sent to --send-to, again and again until that has it. Until then all is kept in --spool, over restarts too, and deleted
-afterwards. What can't be predicted or sent lies in its folder failed, with the reason, for a week; a series whose sender was
-cut off waits a day for the rest. DICOM has no passwords: --allow-aet and --host decide who may send.
+afterwards. What can't be predicted or sent lies in its folder failed, with the reason, for a week; a series whose
+sender was cut off waits a day for the rest. DICOM has no passwords: --allow-aet and --host decide who may send.
 
 Ctrl-C or SIGTERM ends it."""
 
