@@ -48,10 +48,12 @@ class CopyPasteSegmentation(TeacherSegmentation):
             raise UsageError("model.loss: CopyPasteSegmentation has its own, which knows the parts; leave loss out")
 
     def check_training_data(self, data: Any) -> None:
-        """Refuse batches with one labelled sample too: nothing could be pasted into it."""
+        """Refuse one labelled sample in a batch, or one labelled case, too: it would be pasted into itself."""
         super().check_training_data(data)
-        if data.signature()["few_labels"]["labelled_per_batch"] < 2 and self.hparams["pretraining"]:
-            raise UsageError("data.labelled_per_batch: copy-paste among labelled samples needs at least 2")
+        few = data.signature()["few_labels"]
+        for key in ("labelled_per_batch", "labelled") if self.hparams["pretraining"] else ():
+            if few[key] < 2:
+                raise UsageError(f"data.{key}: copy-paste among labelled samples needs at least 2; or pretraining: 0")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of the mixed images of a batch whose first samples are labelled."""
