@@ -136,7 +136,7 @@ def test_what_makes_no_sense_is_refused():
     for wrong in ({"pretraining": -1}, {"alpha": -0.5}, {"loss": {"class_path": "torch.nn.CrossEntropyLoss"}}):
         with pytest.raises(UsageError, match=f"model.{next(iter(wrong))}"):
             CopyPasteSegmentation(**wrong)
-    with pytest.raises(UsageError, match="labelled_per_batch: .* at least 2"):
+    with pytest.raises(UsageError, match=r"labelled_per_batch: .* at least 2"):
         trainer().fit(CopyPasteSegmentation(network=DYNUNET), One())
-    with pytest.raises(UsageError, match="data.labelled: .* at least 2"):
+    with pytest.raises(UsageError, match=r"data\.labelled: .* at least 2"):
         trainer().fit(CopyPasteSegmentation(network=DYNUNET), OneCase())
