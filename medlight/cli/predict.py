@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medlight.cli.bundles import HELP, bundle_of, check_runtime, check_threads
+from medlight.cli.machine import say_clash
 from medlight.cli.mends import add_on, mends
 from medlight.cli.output import ready, write_json
 from medlight.errors import UsageError
@@ -73,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     say = sys.stderr if args.json == "-" else sys.stdout
     check_threads(args.threads)
     ready(args.json)
+    say_clash()
     bundle = bundle_of(args.model)
     check_runtime(bundle, args.runtime)  # before a folder is made
     apart(bundle.root, args.out)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from medlight.cli import machine
 from medlight.cli.main import main
 from medlight.deploy.export import export
 from medlight.scans import Volume, write_nifti
@@ -314,6 +315,7 @@ def test_what_is_no_scan_is_said(bundle: str, scans: Path, tmp_path: Path, capsy
 def test_the_command_imports_no_torch(bundle: str, scans: Path, tmp_path: Path) -> None:
     code = """
 import sys
+from medlight.cli import machine
 from medlight.cli.main import main
 code = main(["predict", *sys.argv[1:]])
 sys.exit(code or ", ".join({"torch", "monai", "lightning", "mlflow"} & set(sys.modules)) or 0)
@@ -321,3 +323,11 @@ sys.exit(code or ", ".join({"torch", "monai", "lightning", "mlflow"} & set(sys.m
     words = [sys.executable, "-c", code, bundle, scans / "images" / "case_00.nii.gz", tmp_path / "out"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_both_kinds_of_onnxruntime_are_warned_of(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine, "version", {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"}.get)
+    assert main(["predict", "absent-bundle", "in", "out"]) == 2
+    assert capsys.readouterr().err.splitlines()[0] == machine.clash()
