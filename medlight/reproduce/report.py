@@ -38,7 +38,7 @@ def results(
     judged = [judge(entry, runs, seeds, budget) for entry in study.expected]
     wanted = {metric for entry in study.expected for _, metric in entry.sides}
     rows = [_row(o, records.get(o.run_id or ""), wanted) for o in outcomes]
-    git = git_state() or {}
+    git = git_state(study.folder) or {}  # the study may lie elsewhere than the runs
     found = {
         "study": study.name,
         "paper": study.paper,

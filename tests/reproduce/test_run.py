@@ -91,8 +91,12 @@ def test_a_quick_budget_is_a_smoke_run_with_files_of_its_own(study: Path, workdi
 
 
 def test_fewer_seeds_than_the_study_asks_for_are_incomplete(study: Path) -> None:
+    git = ["git", "-C", str(study), "-c", "user.name=a", "-c", "user.email=a@b"]  # the study's, not where it is run
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a study"]):
+        subprocess.run([*git, *words], check=True)
     assert reproduce(study, "--seeds", "1") == 0
     results = json.loads((study / "results.json").read_text())
+    assert results["commit"] == subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
     assert [row["verdict"] for row in results["verdicts"]] == ["incomplete", "incomplete"]
     assert results["state"] == "2 of 4 runs"
 
