@@ -43,9 +43,11 @@ def misfits(data: Mapping[str, Any], preparation: Preparation, scans: Mapping[st
     blank = [part for name, scan in scans.items() for part in _blank(name, scan, clip)]
     if blank:
         found.append(f"{' and '.join(blank)} has one value everywhere, so there is nothing to see in it")
-    others = data.get("spacing_ranges") or {}
-    for number, (name, scan) in enumerate(scans.items()):
-        spacing = others.get(name) if number else None if _without_size(data) else data.get("spacing_range")
+    ranges = dict(data.get("spacing_ranges") or {})
+    if not _without_size(data):
+        ranges[next(iter(scans))] = data.get("spacing_range")
+    for name, scan in scans.items():
+        spacing = ranges.get(name)
         which = f"{name} " if len(scans) > 1 else ""
         if data["spatial_dims"] == 3 and scan.shape[2] == 1 and not clip:
             found.append(f"{which}is a single slice, but the bundle was trained on volumes")
