@@ -18,7 +18,7 @@ STUDIES = ROOT / "experiments"
 
 
 def fits() -> dict[str, list[Path]]:
-    """By name the files of each fit: the variants of a study; a file of its own where there are none."""
+    """By name the files of each fit: a study's variants, other files alone or before the one they name."""
     found: dict[str, list[Path]] = {}
     for folder in sorted({path.parent for path in STUDIES.glob("*/*.yaml")}):
         expected = folder / "expected.yaml"
@@ -27,7 +27,8 @@ def fits() -> dict[str, list[Path]]:
         found |= {f"{folder.name}/{v.name}": [folder / file for file in v.files] for v in variants}
         for path in sorted(set(folder.glob("*.yaml")) - parts):
             if "model" in (yaml.safe_load(path.read_text()) or {}):
-                found[f"{folder.name}/{path.stem}"] = [path]
+                then = re.match(r"#.*\bbefore (\S+\.yaml)", path.read_text())
+                found[f"{folder.name}/{path.stem}"] = [path, *([folder / then[1]] if then else [])]
     return found
 
 
