@@ -194,6 +194,7 @@ def _pruned(args: argparse.Namespace, subject: _Subject) -> _Subject:
     from medlight import config
     from medlight.launch.fit import Launch, fit
     from medlight.launch.resolve import resolve
+    from medlight.tasks import pretrained
     from medlight.tracking import store
     from medlight.tracking.manifest import config_digest
 
@@ -202,7 +203,7 @@ def _pruned(args: argparse.Namespace, subject: _Subject) -> _Subject:
     callback = {"class_path": "medlight.callbacks.ChannelPruning", "init_args": {"ratio": args.prune}}
     callbacks = (written.get("trainer") or {}).get("callbacks") or []
     written = config.set_path(written, "trainer.callbacks", [callback, *callbacks])
-    written = config.set_path(written, "model.init_args.pretrained", f"run:{subject.run_id}")
+    written = config.set_path(written, pretrained.KEY, f"run:{subject.run_id}")
     name = f"{subject.name}-pruned"
     resolved = resolve(written)
     cut = store.unfinished(str(resolved["study"] or "medlight"), name, config_digest(resolved))

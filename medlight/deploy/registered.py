@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from medlight.deploy.runtime.files import predict_item
 from medlight.deploy.runtime.journal import Item, content_of
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.runtime.studies import check_apart
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import MedlightError, UsageError, fault
 from medlight.prepare.contents import sha256
 from medlight.prepare.folders import name_of
 
@@ -67,10 +66,8 @@ class RegisteredBundle:
             return found | {"error": item.nameless(text) if item else text}
         except MemoryError:
             return found | {"error": "needs more memory than there is; mend: predict it on a machine that has more"}
-        except Exception as error:  # what it says may quote a patient's header
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
-            return found | {"error": f"{where}, which is a fault of the program"}
+        except Exception as error:
+            return found | {"error": fault(error)}
 
     def _predicted(self, item: Item, force: bool) -> dict[str, Any]:
         result = predict_item(self._predictor, item, force=force)

@@ -24,6 +24,7 @@ from medlight.launch.precision import Choice
 from medlight.launch.resolve import parse, plain
 from medlight.prepare import Splitter
 from medlight.tasks import checkpoint as checkpoints
+from medlight.tasks import pretrained
 from medlight.tracking import store
 from medlight.tracking.logger import MLflowLogger, is_rank_zero
 from medlight.tracking.manifest import config_digest
@@ -223,7 +224,7 @@ def _build_network(task: Any, resolved: Config) -> None:
 def _initial_weights(resolved: Config) -> Any:
     """What ``pretrained`` means, as a file with its digest; None where the model has none."""
     try:
-        return get_path(weights.resolve(resolved), "model.init_args.pretrained")
+        return get_path(weights.resolve(resolved), pretrained.KEY)
     except KeyError:
         return None
 

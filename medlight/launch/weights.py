@@ -24,7 +24,7 @@ def resolve(config: Config) -> Config:
     Raises: UsageError where there is no such thing, MedlightError where it was altered since its digest was recorded.
     """
     try:
-        written = get_path(config, "model.init_args.pretrained")
+        written = get_path(config, pretrained.KEY)
     except KeyError:
         return config
     if written is None:
@@ -38,7 +38,7 @@ def resolve(config: Config) -> Config:
                 f"{pretrained.KEY}: {spec['weights']} was altered since its digest was recorded "
                 f"({expected[:12]}, now {digest[:12]}); mend: restore {file}, or train it again"
             )
-    return set_path(config, "model.init_args.pretrained", {**spec, "weights": str(file), "sha256": digest})
+    return set_path(config, pretrained.KEY, {**spec, "weights": str(file), "sha256": digest})
 
 
 def digest(config: Config) -> str | None:

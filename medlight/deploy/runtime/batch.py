@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from medlight.deploy.runtime.fit_for import checks_modality
 from medlight.deploy.runtime.journal import Item, Journal, Result
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.runtime.summary import write_summary
-from medlight.errors import MedlightError
+from medlight.errors import MedlightError, fault
 
 
 @dataclass
@@ -62,10 +61,8 @@ class Batch:
             reason = " ".join(str(error).split())
         except MemoryError:
             reason = f"{named(item.source)}: needs more memory than there is"
-        except Exception as error:  # what it says may quote a patient's header
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
-            reason = f"{named(item.source)}: {where}, which is a fault of the program"
+        except Exception as error:
+            reason = f"{named(item.source)}: {fault(error)}"
         self.failed.append((item, reason))
         return None
 

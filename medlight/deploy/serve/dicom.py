@@ -21,11 +21,11 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from medlight.deploy.bundle import Bundle
 from medlight.deploy.runtime.clinic import predict_series
 from medlight.deploy.runtime.predictor import Predictor
-from medlight.deploy.serve.say import place_of, plain, say, short
+from medlight.deploy.serve.say import plain, say, short
 from medlight.deploy.serve.sending import NotSentError, Peer, send
 from medlight.deploy.serve.spool import OBJECTS, RESULT, Spool
 from medlight.deploy.serve.turns import StoppedError, Turns
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import MedlightError, UsageError, fault
 from medlight.scans.dicom.frames import Place
 from medlight.scans.dicom.header import header_of, parse
 
@@ -171,7 +171,7 @@ class Listener:
             try:
                 turn()
             except Exception as error:
-                say(f"DICOM: {type(error).__name__} at {place_of(error)}; it goes on")
+                say(f"DICOM: {fault(error)}; it goes on")
                 self._ended.wait(_FIRST_PAUSE)
 
     def _predict_all(self) -> None:
@@ -201,7 +201,7 @@ class Listener:
         except MedlightError as error:
             self._fail(work, plain(str(error), str(work / OBJECTS), str(work)))
         except Exception as error:
-            self._fail(work, f"{type(error).__name__} at {place_of(error)}")
+            self._fail(work, f"{fault(error)}")
         else:
             said = "".join(f"; {warning}" for warning in result.get("warnings", ()))
             say(f"{work.name}: predicted in {time.monotonic() - start:.1f} s{said}")
@@ -226,7 +226,7 @@ class Listener:
             say(f"{work.name}: not sent to {self._peer}: {reason or type(error).__name__}; again in {pause:.0f} s")
         except Exception as error:  # neither the peer's fault nor the disk's: the next time would be no better
             self._later(work, pause)  # should it not be put aside either
-            reason = f"the result can't be sent: {type(error).__name__} at {place_of(error)}; send the series again"
+            reason = f"the result can't be sent: {fault(error)}; send the series again"
             self._spool.fail(work, f"predicted, but {reason}")
             self._next.pop(work.name, None)
             say(f"{work.name}: put aside in failed: {reason}")

@@ -22,10 +22,10 @@ from medlight.deploy.runtime.fit_for import checks_modality
 from medlight.deploy.runtime.predictor import Predictor
 from medlight.deploy.serve.access import Application, Guard
 from medlight.deploy.serve.answer import FORMS, Answer, answer, asked, forms
-from medlight.deploy.serve.say import place_of, plain, say
+from medlight.deploy.serve.say import plain, say
 from medlight.deploy.serve.turns import BusyError, Job, StoppedError, Turns
 from medlight.deploy.serve.upload import Limits, RefusedError, receive
-from medlight.errors import MedlightError
+from medlight.errors import MedlightError, fault
 
 _LOOK = 0.2  # seconds between two looks at whether the client is still there
 _CONNECTIONS = 64
@@ -114,7 +114,7 @@ async def _predict(
     except MedlightError as error:
         return _json(422, {"error": _reason(error, folder)})
     except Exception as error:
-        say(f"HTTP predict: {type(error).__name__} at {place_of(error)}")
+        say(f"HTTP predict: {fault(error)}")
         return _json(500, {"error": "the prediction failed; see the server's log"})
 
 

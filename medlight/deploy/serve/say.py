@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-import traceback
-from pathlib import Path
 
 
 def say(text: str) -> None:
@@ -25,9 +23,3 @@ def plain(text: str, *hidden: str) -> str:
     for name in hidden:
         text = text.replace(f"{name}/", "").replace(name, "") if name else text
     return " ".join(text.split()).lstrip(": ")[:500]
-
-
-def place_of(error: BaseException) -> str:
-    """The last lines of code that an error came by. What it says may quote a patient's header, and is not repeated."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return " > ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-4:])
