@@ -48,6 +48,11 @@ def what(row: Row) -> str:
     return str(row["text"]) if "text" in row else f"{row['variant']} {row['metric']}"
 
 
+def minutes(run: Row) -> str:
+    """How long a run took, all its parts together: ``6.4``."""
+    return f"{run['minutes']:.1f}" if "minutes" in run else NONE
+
+
 def published(row: Row) -> str:
     """``0.901 ± 0.02`` of a value, ``difference > 0`` of a claim."""
     if "text" in row:
@@ -118,8 +123,9 @@ def _runs(runs: Sequence[Row]) -> list[str]:
     for run in runs:
         figures = [number(run["figures"].get(name)) if run.get("figures") else NONE for name in names]
         state = f"{run['state']}: {run['reason']}" if run.get("reason") else run["state"]
-        minutes = f"{run['minutes']:.1f}" if "minutes" in run else NONE
-        rows.append([f"{run['variant']}-seed{run['seed']}", state, run.get("run_id", NONE)[:12], minutes, *figures])
+        rows.append(
+            [f"{run['variant']}-seed{run['seed']}", state, run.get("run_id", NONE)[:12], minutes(run), *figures]
+        )
     return table(("run", "state", "MLflow run", "minutes", *names), rows)
 
 

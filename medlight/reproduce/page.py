@@ -72,7 +72,7 @@ def _runs(runs: Sequence[Row]) -> str:
     for run in runs:
         state = f"{run['state']}: {run['reason']}" if run.get("reason") else run["state"]
         cells = [text_cell(f"{run['variant']}-seed{run['seed']}", "name"), text_cell(state)]
-        cells += [text_cell(run.get("run_id", NONE)[:12]), number_cell(run.get("minutes"))]
+        cells += [text_cell(run.get("run_id", NONE)[:12]), f"<td class='number'>{markdown.minutes(run)}</td>"]
         rows.append(("", cells + [number_cell((run.get("figures") or {}).get(name)) for name in names]))
     return table(head, rows)
 
@@ -88,12 +88,17 @@ def intervals(rows: Sequence[Row]) -> str:
         for place, row in enumerate(drawn):
             _interval(axes, place, row)
         axes.axvline(0, color="#888888", linewidth=1)
-        axes.set_yticks(range(len(drawn)), [brief(markdown.what(row), 44) for row in drawn])
+        axes.set_yticks(range(len(drawn)), [_label(row) for row in drawn], fontsize=9)
         axes.set_ylim(len(drawn) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("ours less published, or the claim's difference (bar: tolerance; dots: seeds; line: 95 %)")
 
     return svg(draw, 0.9 + 0.5 * len(drawn), "intervals")
+
+
+def _label(row: Row) -> str:
+    """What is expected; a claim on two lines."""
+    return "\n> ".join(brief(side, 44) for side in markdown.what(row).split(" > "))
 
 
 def _interval(axes: Axes, place: int, row: Row) -> None:
