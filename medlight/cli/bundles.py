@@ -19,8 +19,13 @@ def bundle_of(text: str) -> Bundle:
     """Load a bundle folder, or the bundle of a run (of a sweep: of its best trial)."""
     from medlight.deploy.bundle import Bundle
 
-    if Path(text).exists():
-        return Bundle.load(Path(text))
+    try:
+        if Path(text).exists():
+            return Bundle.load(Path(text))
+    except OSError as error:
+        raise UsageError(
+            f"{error.filename or text}: can't be read ({error.strerror}); mend: make it readable, or name another"
+        ) from None
     import logging
 
     try:

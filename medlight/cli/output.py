@@ -18,8 +18,13 @@ def ready(target: str | None) -> None:
         raise UsageError(f"--json {target}: is a folder; name a file")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_file():
+            file.open("a").close()
+        elif not file.exists():  # neither a device nor a pipe
+            file.touch()
+            file.unlink()
     except OSError as error:
-        raise UsageError(f"--json {target}: {file.parent} can't be made: {error.strerror}") from None
+        raise UsageError(f"--json {target}: can't be written ({error.strerror}); mend: name another file") from None
 
 
 def write_json(target: str | None, content: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -93,3 +93,11 @@ def test_both_commands_know_the_same_models(bundle: Path, tmp_path: Path, capsys
     for name in ("onnxruntime-tensorrt", "onnxruntime-tensorrt-fp32"):
         assert main(["predict", str(bundle), "absent.nii.gz", str(tmp_path / "out"), "--runtime", name]) == 2
         assert "absent.nii.gz: no such file or folder" in capsys.readouterr().err  # the model is one
+
+
+def test_a_bundle_that_cannot_be_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "b" * 300  # longer than a file's name may be
+    assert main(["predict", name, "scan.nii.gz", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        f"medlight predict: {name}: can't be read (File name too long); mend: make it readable, or name another\n"
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from medlight.cli.main import COMMANDS, command_parser, main
+from medlight.cli.output import ready
 
 HEAVY = ("torch", "lightning", "monai", "torchio", "mlflow", "optuna", "pandas", "scipy", "matplotlib")
 
@@ -109,3 +110,24 @@ def test_a_full_disk_is_one_line(target: list[str], tmp_path: Path) -> None:
     assert "No space left on device" in said.stderr.splitlines()[-1]
     assert "Traceback" not in said.stderr
     assert "Exception ignored" not in said.stderr
+
+
+@pytest.mark.parametrize("target", ["/proc/found.json", "/proc/new/found.json"])
+def test_json_that_cannot_be_written_is_refused_before_the_work(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"")
+    assert main(["data", "check", str(tmp_path), "--json", target]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"medlight data: --json {target}: can't be written (")
+    assert told.err.count("\n") == 1
+
+
+def test_json_is_as_it_was_until_there_is_something_to_write(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("{}")
+    ready(str(kept))
+    ready(str(tmp_path / "new" / "new.json"))
+    assert kept.read_text() == "{}"
+    assert list((tmp_path / "new").iterdir()) == []
