@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import errno
 import importlib
+import io
 import logging
 import os
 import re
@@ -120,6 +121,8 @@ def command_parser(name: str) -> tuple[argparse.ArgumentParser, object]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``medlight``; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what is told may hold a file's name that is no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     split = next((i for i, text in enumerate(arguments) if not text.startswith("-")), len(arguments))
     root = root_parser()

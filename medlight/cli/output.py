@@ -34,4 +34,5 @@ def write_json(target: str | None, content: dict[str, Any] | list[dict[str, Any]
         print(text)
     elif target:
         ready(target)
-        Path(target).write_text(text + "\n", encoding="utf-8")
+        # a file's name may be no UTF-8; so escaped, JSON gives it back as it was
+        Path(target).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

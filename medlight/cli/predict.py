@@ -185,7 +185,7 @@ def _show(args: argparse.Namespace, batch: Batch, say: Any) -> None:
     _table([result for result in results if "dice" in result or "probabilities" in result], say)
     unscored = sum(not ("dice" in result or "probabilities" in result) for result in results)
     if args.truth and unscored:
-        print(f"{unscored} without a truth in {args.truth}", file=say)
+        print(f"{unscored} not compared with a truth in {args.truth}", file=say)
     done = f"{len(results)} predicted" + (f" ({reused} of them before: same files, same bundle)" if reused else "")
     print(f"{done}, in {args.out}", file=say)
     for item in batch.items:

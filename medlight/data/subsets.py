@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def _kinds(members: Sequence[Member], seed: int) -> dict[tuple[int, ...], list[t
     kinds: defaultdict[tuple[int, ...], list[tuple[str, tuple[str, ...]]]] = defaultdict(list)
     for (alone, subject), group in subjects.items():
         kind = (len(group), *(sum(name in member.classes for member in group) for name in names))
-        digest = hashlib.sha256(f"{seed}\0{int(alone)}\0{subject}".encode()).hexdigest()
+        digest = hashlib.sha256(os.fsencode(f"{seed}\0{int(alone)}\0{subject}")).hexdigest()
         kinds[kind].append((digest, tuple(member.id for member in group)))
     return dict(sorted(kinds.items()))
 

@@ -23,6 +23,8 @@ SCHEMA_VERSION = 2
 _READ = (1, 2)  # what 2 added (kept, digests) is empty in 1
 DESCRIPTION = "bundle.json"
 PARITY = "parity.json"  # figures of each case of the comparison with the trained network
+TASKS = ("segmentation", "classification")
+_KINDS = {"dict": dict, "list": list, "str": str, "bool": bool}
 _AGAIN = "mend: export it again with medlight export"
 
 
@@ -107,6 +109,7 @@ class Bundle:
             bundle = cls(root=root, models=models, **text)
         except (KeyError, TypeError) as error:
             raise MedlightError(f"{root / DESCRIPTION}: not a bundle's description ({error}); {_AGAIN}") from None
+        bundle._check_kinds()
         files = [*(model.file for model in models), *bundle.digests]
         if not models or any(Path(file).name != file for file in files):
             raise MedlightError(f"{root / DESCRIPTION}: names no models, or files outside of the bundle; {_AGAIN}")
@@ -151,6 +154,16 @@ class Bundle:
                 return model
         there = ", ".join(model.name for model in self.models) or "none"
         raise UsageError(f"{self.root}: no model {name!r} (there: {there}); mend: name one of them, or export it")
+
+    def _check_kinds(self) -> None:
+        for field_ in dataclasses.fields(self):
+            value, kind = getattr(self, field_.name), _KINDS.get(field_.type.partition("[")[0])
+            if kind and not isinstance(value, kind):
+                what = f"{field_.name} is {value!r:.40}, no {kind.__name__}"
+                raise MedlightError(f"{self.root / DESCRIPTION}: not a bundle's description ({what}); {_AGAIN}")
+        if self.task not in TASKS:
+            what = f"task {self.task!r} is none of those that are predicted: {', '.join(TASKS)}"
+            raise MedlightError(f"{self.root / DESCRIPTION}: {what}; {_AGAIN}")
 
     def _check(self, name: str, digest: str) -> None:
         file = self.root / name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -119,7 +120,7 @@ def compare(
 
 def recorded_name(case: Case, recorded: Mapping[str, str]) -> str:
     """Return what runs call a case; where they don't know it, a digest of an id that may be a patient's name."""
-    unknown = hashlib.sha256(case.id.encode()).hexdigest()[:12] if case.private else case.id
+    unknown = hashlib.sha256(os.fsencode(case.id)).hexdigest()[:12] if case.private else case.id
     return recorded.get(case.id, unknown)
 
 

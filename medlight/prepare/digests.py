@@ -86,7 +86,7 @@ def _joined(path: Path, digests: list[str]) -> str:
 
 def _stamp(path: Path) -> _Stamp:
     facts = path.stat()
-    name = hashlib.sha256(str(path.absolute()).encode()).hexdigest()  # folder names may name patients
+    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()  # folder names may name patients
     return name, facts.st_size, facts.st_mtime_ns
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -331,3 +332,16 @@ def test_both_kinds_of_onnxruntime_are_warned_of(
     monkeypatch.setattr(machine, "version", {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"}.get)
     assert main(["predict", "absent-bundle", "in", "out"]) == 2
     assert capsys.readouterr().err.splitlines()[0] == machine.clash()
+
+
+def test_a_name_that_is_no_utf8(bundle: str, scans: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"M\xfcller")
+    (tmp_path / "in").mkdir()
+    shutil.copy(next((scans / "images").iterdir()), tmp_path / "in" / f"{name}.nii.gz")
+    for _ in range(2):  # the second time from the journal
+        assert run(bundle, tmp_path / "in", tmp_path / "out", "--json", tmp_path / "all.json") == 0
+    assert (tmp_path / "out" / f"{name}.nii.gz").is_file()
+    for file in (tmp_path / "all.json", tmp_path / "out" / "summary.json"):
+        (case,) = json.loads(file.read_text())["cases"]
+        assert case["name"] == name, file
+    assert "M\\udcfcller,predicted" in (tmp_path / "out" / "summary.csv").read_text()

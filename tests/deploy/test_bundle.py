@@ -124,6 +124,24 @@ def test_a_key_that_is_not_known_is_refused(bundle: Bundle) -> None:
             Bundle.load(bundle.root)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("data", [1, 2], r"data is \[1, 2\], no dict"),
+        ("window", None, "window is None, no dict"),
+        ("outputs", "liver", "outputs is 'liver', no list"),
+        ("normalise_in_graph", "no", "normalise_in_graph is 'no', no bool"),
+        ("task", "detection", "task 'detection' is none of those that are predicted: segmentation, classification"),
+    ],
+)
+def test_values_of_another_kind_are_refused(bundle: Bundle, key: str, value: object, said: str) -> None:
+    text = json.loads((bundle.root / "bundle.json").read_text())
+    del text["digest"]
+    described(bundle, text | {key: value})
+    with pytest.raises(MedlightError, match=rf"bundle\.json: .*{said}.*; mend: export it again"):
+        Bundle.load(bundle.root)
+
+
 @pytest.mark.parametrize("models", [[], ["../model.onnx"], ["sub/model.onnx"], ["/etc/hostname"]])
 def test_no_models_or_files_elsewhere_are_refused(bundle: Bundle, models: list[str]) -> None:
     text = json.loads((bundle.root / "bundle.json").read_text())

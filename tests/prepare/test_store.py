@@ -253,6 +253,16 @@ def test_a_damaged_file_is_made_anew(root, store, content):
     assert path.read_bytes() == whole
 
 
+def test_a_name_that_is_no_utf8(root, store):
+    name = os.fsdecode(b"M\xfcller")
+    for folder in ("images", "labels"):
+        (root / folder / "case_00.nii.gz").rename(root / folder / f"{name}.nii.gz")
+    for computed in (4, 0):
+        done = store.prepare(source(root).cases(), Preparation())
+        assert (done.computed, len(done.bad)) == (computed, 0)
+        assert name in [case.case.id for case in done.cases]
+
+
 def test_digests_are_remembered(root, store, monkeypatch):
     for path in root.rglob("*.nii.gz"):
         os.utime(path, (1e9, 1e9))

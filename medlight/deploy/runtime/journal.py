@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,7 +136,7 @@ class Journal:
 def _place(item: Item) -> str:
     """Digest of where the files of an item lie; empty for stacks of DICOM, which go by their content."""
     paths = [str(source.resolve()) for source in item.images.values() if isinstance(source, Path)]
-    return hashlib.sha256("\n".join(paths).encode()).hexdigest() if paths else ""
+    return hashlib.sha256(os.fsencode("\n".join(paths))).hexdigest() if paths else ""
 
 
 def content_of(source: Source) -> str:
@@ -155,4 +156,4 @@ def key_of(predictor: Predictor, item: Item, probabilities: bool, force: bool) -
     parts += [json.dumps(mends.to_dict(), sort_keys=True)] if mends else []
     parts += ["forced"] if force else []
     parts += [predictor.asked] if predictor.asked else []  # of the bundle's models none is better, unless one is named
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hashlib.sha256(os.fsencode("\n".join(parts))).hexdigest()

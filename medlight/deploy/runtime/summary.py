@@ -11,6 +11,7 @@ from typing import Any
 
 from medlight.scans.files import replacing
 
+UNENCODABLE = "backslashreplace"  # a file's name may be no UTF-8; so escaped, JSON gives it back as it was
 JSON, CSV = "summary.json", "summary.csv"
 _GROUPS = {"volumes_ml": "{} (ml)", "probabilities": "{} (probability)", "dice": "{} (Dice)"}
 
@@ -23,9 +24,11 @@ def write_summary(folder: Path, content: dict[str, Any]) -> None:
     probability and label's Dice, warnings, and the error of those that failed.
     """
     with replacing(folder / JSON) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+        temporary.write_text(text, encoding="utf-8", errors=UNENCODABLE)
     with replacing(folder / CSV) as temporary:
-        temporary.write_text(table(content["cases"], content["failed"]), encoding="utf-8", newline="")
+        text = table(content["cases"], content["failed"])
+        temporary.write_text(text, encoding="utf-8", errors=UNENCODABLE, newline="")
 
 
 def table(cases: Sequence[dict[str, Any]], failed: Sequence[dict[str, Any]]) -> str:
