@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import math
 import os
 import re
 import signal
@@ -140,8 +141,8 @@ def _check(args: argparse.Namespace) -> None:
         if port is not None and not 0 <= port < 65536:
             raise UsageError(f"{name} {port}: choose a port from 1024 to 65535")
     for name, number in (("--queue", args.queue), ("--quiet", args.quiet)):
-        if number < 0:
-            raise UsageError(f"{name} {number:g}: at least 0")
+        if not 0 <= number < math.inf:
+            raise UsageError(f"{name} {number:g}: give a number of at least 0")
     given = {"--dicom": args.dicom, "--http": args.http}
     needing = {"--send-to": "--dicom", "--allow-aet": "--dicom", "--spool": "--dicom"}
     needing |= {"--token-file": "--http", "--allow-host": "--http"}
