@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from medlight.compare.text import print_comparison, print_summary
 
     ready(args.json)
+    ready(str(args.html or ""), "--html")
     selection = collect(args.runs)
     quiet = args.json == "-"
     if len(selection.records) == 1 and not args.metric:
@@ -50,6 +51,5 @@ def run(args: argparse.Namespace) -> None:
         write_json(args.json, comparison.to_dict())
         html = page(comparison) if args.html else ""
     if args.html:
-        args.html.parent.mkdir(parents=True, exist_ok=True)
         args.html.write_text(html, encoding="utf-8")
         print(f"page: {args.html.resolve()}", file=sys.stderr if quiet else sys.stdout)

@@ -8,9 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from medlight.cli.machine import NEEDED, Facts, clash, data_root, extras, folders, git, hardware, interpreter, version
+from medlight.cli.output import ready, write_json
 from medlight.cli.probe import GROUPS
 
 EPILOG = """\
@@ -32,13 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look, report, and say whether a fit can run."""
+    ready(args.json)
     facts = examine()
-    if args.json:
-        text = json.dumps(facts, indent=2, ensure_ascii=False)
-        if args.json == "-":
-            print(text)
-        else:
-            Path(args.json).write_text(text + "\n", encoding="utf-8")
+    write_json(args.json, facts)
     if args.json != "-":
         print("\n".join(report(facts)))
     return 0 if facts["can_fit"] else 1

@@ -9,13 +9,13 @@ from typing import Any
 from medlight.errors import UsageError
 
 
-def ready(target: str | None) -> None:
-    """Make the folder of a ``--json`` file before the work begins; UsageError where the file can't be written."""
+def ready(target: str | None, option: str = "--json") -> None:
+    """Make the folder of an option's file before the work begins; UsageError where the file can't be written."""
     if not target or target == "-":
         return
     file = Path(target)
     if file.is_dir():
-        raise UsageError(f"--json {target}: is a folder; name a file")
+        raise UsageError(f"{option} {target}: is a folder; name a file")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_file():
@@ -24,7 +24,7 @@ def ready(target: str | None) -> None:
             file.touch()
             file.unlink()
     except OSError as error:
-        raise UsageError(f"--json {target}: can't be written ({error.strerror}); mend: name another file") from None
+        raise UsageError(f"{option} {target}: can't be written ({error.strerror}); mend: name another file") from None
 
 
 def write_json(target: str | None, content: dict[str, Any] | list[dict[str, Any]]) -> None:

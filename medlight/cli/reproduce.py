@@ -129,11 +129,11 @@ def _list(args: argparse.Namespace) -> int:
     from medlight.cli.table import show
     from medlight.reproduce import listing
 
+    ready(str(args.markdown or ""), "--markdown")
     root = Path(args.folder or "experiments")
     studies = listing.listed(root)
     if args.markdown:
         command = shlex.join(["medlight", "reproduce", "--list", str(root), "--markdown", str(args.markdown)])
-        args.markdown.parent.mkdir(parents=True, exist_ok=True)
         args.markdown.write_text(listing.page(studies, args.markdown, command), encoding="utf-8")
     if args.json != "-":
         rows = []

@@ -131,3 +131,18 @@ def test_json_is_as_it_was_until_there_is_something_to_write(tmp_path: Path) -> 
     ready(str(tmp_path / "new" / "new.json"))
     assert kept.read_text() == "{}"
     assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["reproduce", "--list", ".", "--markdown", "folder"],
+        ["compare", "0123abcd", "--html", "folder"],
+        ["doctor", "--json", "folder"],
+    ],
+)
+def test_a_folder_is_no_file_to_write(words: list[str], workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (workdir / "folder").mkdir()
+    assert main(words) == 2
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", f"medlight {words[0]}: {words[-2]} folder: is a folder; name a file\n")
