@@ -33,6 +33,7 @@ Side = tuple[str, str]  # variant, metric
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 _STUDY = re.compile(r"\w[\w .-]*")  # names a folder of results
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+LONGEST = 100  # characters of a study's and a variant's name
 _KEYS = ("study", "paper", "source", "seeds", "variants", "expected", "deviations", "quick")
 _VALUE_KEYS = ("variant", "metric", "value", "tolerance", "reason", "source", "at_least")
 _CLAIM_KEYS = ("claim", "reason", "source")
@@ -137,15 +138,29 @@ def _study(folder: Path, written: dict[str, Any]) -> Study:
         variants=variants,
         expected=[_entry(entry, f"expected[{i}]", variants) for i, entry in enumerate(entries)],
         deviations=[" ".join(str(each).split()) for each in deviations],
-        quick=_mapping(written, "quick", "trainer.max_epochs: 1") if written.get("quick") else {},
+        quick=_quick(written),
     )
+
+
+def _quick(written: dict[str, Any]) -> dict[str, Any]:
+    found = _mapping(written, "quick", "trainer.max_epochs: 1") if written.get("quick") else {}
+    for key in found:
+        if not isinstance(key, str):
+            raise UsageError(f"quick.{key}: no key of a fit; write one as trainer.max_epochs: 1")
+    return found
 
 
 def _name(written: dict[str, Any], folder: Path) -> str:
     name = _text(written, "study", folder.resolve().name)
     if not _STUDY.fullmatch(name):
         raise UsageError(f"study: {name!r}; a study's name has letters, digits, spaces, '.', '-' and '_' only")
+    _short(name, "study")
     return name
+
+
+def _short(name: str, key: str) -> None:
+    if len(name) > LONGEST:  # files are named after it
+        raise UsageError(f"{key}: has {len(name)} characters; write a name of at most {LONGEST}")
 
 
 def _known(written: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
@@ -174,6 +189,7 @@ def _variants(folder: Path, written: dict[str, Any]) -> dict[str, Variant]:
         key = f"variants.{name}"
         if not _NAME.fullmatch(str(name)):
             raise UsageError(f"{key}: a variant's name has letters, digits, - and _ only")
+        _short(str(name), f"variants.{str(name)[:20]}...")
         entry = value if isinstance(value, dict) else {"files": value}
         _known(entry, ("files", "after"), f"{key}.")
         files = [entry.get("files")] if isinstance(entry.get("files"), str) else entry.get("files")
@@ -183,7 +199,10 @@ def _variants(folder: Path, written: dict[str, Any]) -> dict[str, Variant]:
             if not (folder / file).is_file():
                 near = nearest(file, [p.name for p in folder.glob("*.y*ml") if p.name != FILE])
                 raise UsageError(f"{key}: no file {file!r} in {folder}{near}")
-        found[str(name)] = Variant(str(name), tuple(files), entry.get("after"))
+        after = entry.get("after")
+        if after is not None and not isinstance(after, str):
+            raise UsageError(f"{key}.after: expected a variant's name, found {after!r}")
+        found[str(name)] = Variant(str(name), tuple(files), after)
     for variant in found.values():
         _check_after(variant, found)
     return found
@@ -225,10 +244,14 @@ def _number(written: dict[str, Any], name: str, key: str) -> float:
     number = written.get(name)
     if not isinstance(number, (int, float)) or isinstance(number, bool):
         raise UsageError(f"{key}.{name}: {'missing' if number is None else f'{number!r} is no number'}")
-    return _finite(float(number), f"{key}.{name}")
+    return _finite(number, f"{key}.{name}")
 
 
-def _finite(number: float, key: str) -> float:
+def _finite(written: float | str, key: str) -> float:
+    try:
+        number = float(written)
+    except OverflowError:  # a whole number of over 308 digits
+        number = math.inf
     if not math.isfinite(number):
         raise UsageError(f"{key}: {number} is no finite number")
     return number
@@ -241,7 +264,7 @@ def _claim(written: dict[str, Any], key: str, variants: dict[str, Variant]) -> C
     if len(parts) != 3 or not parts[0] or not parts[2]:
         raise UsageError(f"{key}.claim: {text!r}; write VARIANT.METRIC > VARIANT.METRIC, or a number on one side")
     sides = [
-        _finite(float(part), f"{key}.claim") if _NUMBER.fullmatch(part) else _side(part, f"{key}.claim", variants)
+        _finite(part, f"{key}.claim") if _NUMBER.fullmatch(part) else _side(part, f"{key}.claim", variants)
         for part in parts[::2]
     ]
     greater, smaller = sides if parts[1] == ">" else sides[::-1]

@@ -77,6 +77,14 @@ BAD = [
     ({"expected": [{"claim": "fsat.auroc > slow.auroc"}]}, "no variant 'fsat' (did you mean 'fast'?)"),
     ({"deviations": "none"}, "deviations: write a list"),
     ({"quick": [1]}, "quick: expected keys and values"),
+    ({"quick": {3: 1}}, "quick.3: no key of a fit; write one as trainer.max_epochs: 1"),
+    ({"study": "x" * 101}, "study: has 101 characters; write a name of at most 100"),
+    ({"variants": {"x" * 101: ["base.yaml"]}}, "has 101 characters; write a name of at most 100"),
+    (
+        {"variants": {"slow": {"files": ["base.yaml"], "after": ["slow"]}}},
+        "slow.after: expected a variant's name, found",
+    ),
+    (entry(value=10**400), "expected[0].value: inf is no finite number"),
 ]
 
 
