@@ -59,6 +59,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+_ENDLESS = "is nested too deeply; write plain keys and values"
+
+
 def parse_value(text: str) -> Any:
     """Read a value as YAML would (``[4, 8]``, ``1e-3``, ``true``, ``null``, plain text)."""
     return yaml.load(text, Loader=_Loader)
@@ -81,11 +84,18 @@ def load_yaml(path: str | Path) -> Config:
         raise UsageError(f"{file}: {error}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # a date that can't be
+        raise UsageError(f"{file}: not valid YAML: {error}; quote what is text") from None
+    except RecursionError:
+        raise UsageError(f"{file}: {_ENDLESS}") from None
     if loaded is None:
         raise UsageError(f"{file}: is empty; write keys and values, as study: NAME")
     if not isinstance(loaded, dict):
         raise UsageError(f"{file}: expected keys and values at the top, found {type(loaded).__name__}")
-    return dict(_beside(loaded, file.parent))
+    try:
+        return dict(_beside(loaded, file.parent))
+    except RecursionError:  # an anchor that holds itself
+        raise UsageError(f"{file}: {_ENDLESS}") from None
 
 
 def _beside(value: Any, folder: Path) -> Any:
@@ -111,9 +121,9 @@ def merge(base: Config, over: Config) -> Config:
     return merged
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
+def nearest(name: object, valid: Iterable[object]) -> str:
     """Return `` (did you mean X?)`` for the closest valid name, or the empty string."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(map(str, valid)), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
@@ -283,6 +293,6 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
             text = rest.pop(0)
         try:
             pairs.append((matched[1], parse_value(text)))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise UsageError(f"{name}: {text!r} is not a YAML value; quote it") from None
     return pairs

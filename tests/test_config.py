@@ -111,6 +111,13 @@ def test_overrides() -> None:
     assert config.parse_overrides(["--a.b=1e-3", "--c.d", "[1, 2]"]) == [("a.b", 1e-3), ("c.d", [1, 2])]
     with pytest.raises(UsageError):
         config.parse_overrides(["stray"])
+    with pytest.raises(UsageError, match="--name: '2024-13-45' is not a YAML value; quote it"):
+        config.parse_overrides(["--name=2024-13-45"])
+
+
+def test_names_may_be_numbers() -> None:
+    assert config.nearest(12, ["123", 4]) == " (did you mean '123'?)"
+    assert config.nearest(12, ["x"]) == ""
 
 
 def test_flatten_names_the_leaves() -> None:
@@ -139,6 +146,9 @@ def test_a_path_into_nothing_is_refused(path: str) -> None:
         (b"study: a\nmodel: {x: 1, x: 2}\n", "line 2: 'x' stands in line 2 too"),
         (b"- a\n", "expected keys and values"),
         (b"a: [1\n", "not valid YAML"),
+        (b"a: 2024-13-45\n", "not valid YAML: month must be in 1..12; quote what is text"),
+        (b"a: &a [*a]\n", "is nested too deeply"),
+        (b"a: " + 2000 * b"[", "is nested too deeply"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes, said: str) -> None:
