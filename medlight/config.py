@@ -59,9 +59,6 @@ _Loader.add_implicit_resolver(
 )
 
 
-_ENDLESS = "is nested too deeply; write plain keys and values"
-
-
 def parse_value(text: str) -> Any:
     """Read a value as YAML would (``[4, 8]``, ``1e-3``, ``true``, ``null``, plain text)."""
     return yaml.load(text, Loader=_Loader)
@@ -77,7 +74,7 @@ def load_yaml(path: str | Path) -> Config:
         near = nearest(file.name, [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else [])
         raise UsageError(f"{file}: no such file{near}")
     try:
-        loaded = parse_value(file.read_text(encoding="utf-8"))
+        loaded = _beside(parse_value(file.read_text(encoding="utf-8")), file.parent)
     except UnicodeDecodeError:
         raise UsageError(f"{file}: not UTF-8 text; save it as UTF-8") from None
     except _TwiceError as error:
@@ -86,16 +83,13 @@ def load_yaml(path: str | Path) -> Config:
         raise UsageError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     except ValueError as error:  # a date that can't be
         raise UsageError(f"{file}: not valid YAML: {error}; quote what is text") from None
-    except RecursionError:
-        raise UsageError(f"{file}: {_ENDLESS}") from None
+    except RecursionError:  # an anchor that holds itself, too
+        raise UsageError(f"{file}: is nested too deeply; write plain keys and values") from None
     if loaded is None:
         raise UsageError(f"{file}: is empty; write keys and values, as study: NAME")
     if not isinstance(loaded, dict):
         raise UsageError(f"{file}: expected keys and values at the top, found {type(loaded).__name__}")
-    try:
-        return dict(_beside(loaded, file.parent))
-    except RecursionError:  # an anchor that holds itself
-        raise UsageError(f"{file}: {_ENDLESS}") from None
+    return loaded
 
 
 def _beside(value: Any, folder: Path) -> Any:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from medlight.compare.text import print_comparison, print_summary
 
     ready(args.json)
-    ready(str(args.html or ""), "--html")
+    ready(args.html, "--html")
     selection = collect(args.runs)
     quiet = args.json == "-"
     if len(selection.records) == 1 and not args.metric:

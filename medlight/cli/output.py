@@ -9,7 +9,7 @@ from typing import Any
 from medlight.errors import UsageError
 
 
-def ready(target: str | None, option: str = "--json") -> None:
+def ready(target: str | Path | None, option: str = "--json") -> None:
     """Make the folder of an option's file before the work begins; UsageError where the file can't be written."""
     if not target or target == "-":
         return

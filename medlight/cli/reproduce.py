@@ -129,7 +129,7 @@ def _list(args: argparse.Namespace) -> int:
     from medlight.cli.table import show
     from medlight.reproduce import listing
 
-    ready(str(args.markdown or ""), "--markdown")
+    ready(args.markdown, "--markdown")
     root = Path(args.folder or "experiments")
     studies = listing.listed(root)
     if args.markdown:

@@ -30,10 +30,9 @@ from medlight.errors import UsageError
 FILE = "expected.yaml"
 Budget = Literal["quick", "full"]
 Side = tuple[str, str]  # variant, metric
-_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
-_STUDY = re.compile(r"\w[\w .-]*")  # names a folder of results
+_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,59}")  # names files, as a study does: 255 bytes at most
+_STUDY = re.compile(r"\w[\w .-]{0,59}")
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
-LONGEST = 100  # characters of a study's and a variant's name
 _KEYS = ("study", "paper", "source", "seeds", "variants", "expected", "deviations", "quick")
 _VALUE_KEYS = ("variant", "metric", "value", "tolerance", "reason", "source", "at_least")
 _CLAIM_KEYS = ("claim", "reason", "source")
@@ -153,14 +152,10 @@ def _quick(written: dict[str, Any]) -> dict[str, Any]:
 def _name(written: dict[str, Any], folder: Path) -> str:
     name = _text(written, "study", folder.resolve().name)
     if not _STUDY.fullmatch(name):
-        raise UsageError(f"study: {name!r}; a study's name has letters, digits, spaces, '.', '-' and '_' only")
-    _short(name, "study")
+        raise UsageError(
+            f"study: {name!r}; a study's name has letters, digits, spaces, '.', '-' and '_' only, at most 60"
+        )
     return name
-
-
-def _short(name: str, key: str) -> None:
-    if len(name) > LONGEST:  # files are named after it
-        raise UsageError(f"{key}: has {len(name)} characters; write a name of at most {LONGEST}")
 
 
 def _known(written: Mapping[str, Any], keys: tuple[str, ...], where: str) -> None:
@@ -188,8 +183,7 @@ def _variants(folder: Path, written: dict[str, Any]) -> dict[str, Variant]:
     for name, value in written.items():
         key = f"variants.{name}"
         if not _NAME.fullmatch(str(name)):
-            raise UsageError(f"{key}: a variant's name has letters, digits, - and _ only")
-        _short(str(name), f"variants.{str(name)[:20]}...")
+            raise UsageError(f"{key}: a variant's name has letters, digits, - and _ only, at most 60")
         entry = value if isinstance(value, dict) else {"files": value}
         _known(entry, ("files", "after"), f"{key}.")
         files = [entry.get("files")] if isinstance(entry.get("files"), str) else entry.get("files")

@@ -77,9 +77,10 @@ BAD = [
     ({"expected": [{"claim": "fsat.auroc > slow.auroc"}]}, "no variant 'fsat' (did you mean 'fast'?)"),
     ({"deviations": "none"}, "deviations: write a list"),
     ({"quick": [1]}, "quick: expected keys and values"),
+    ({"study": "\u5b57" * 61}, "only, at most 60"),
     ({"quick": {3: 1}}, "quick.3: no key of a fit; write one as trainer.max_epochs: 1"),
-    ({"study": "x" * 101}, "study: has 101 characters; write a name of at most 100"),
-    ({"variants": {"x" * 101: ["base.yaml"]}}, "has 101 characters; write a name of at most 100"),
+    ({"study": "x" * 61}, "a study's name has letters, digits, spaces, '.', '-' and '_' only, at most 60"),
+    ({"variants": {"x" * 61: ["base.yaml"]}}, "a variant's name has letters, digits, - and _ only, at most 60"),
     (
         {"variants": {"slow": {"files": ["base.yaml"], "after": ["slow"]}}},
         "slow.after: expected a variant's name, found",
