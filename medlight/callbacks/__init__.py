@@ -3,6 +3,7 @@
 from medlight.callbacks.case_table import CaseTable
 from medlight.callbacks.channel_pruning import ChannelPruning
 from medlight.callbacks.checkpoint import Checkpoint
+from medlight.callbacks.finite_loss import FiniteLoss
 from medlight.callbacks.freeze import Freeze
 from medlight.callbacks.images import ValidationImages
 from medlight.callbacks.pruning import Pruning
@@ -15,6 +16,7 @@ __all__ = [
     "CaseTable",
     "ChannelPruning",
     "Checkpoint",
+    "FiniteLoss",
     "Freeze",
     "Pruning",
     "QuantizationAware",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 
 from medlight.callbacks.best import Best, Mode, scalars
+from medlight.errors import MedlightError, UsageError
 from medlight.tasks.weight_files import sha256
 from medlight.tracking.logger import MLflowLogger
-
-BEST_TAG = "medlight.best_sha256"
+from medlight.tracking.store import BEST_TAG
 
 
 class Checkpoint(LightningCheckpoint):
@@ -27,7 +28,7 @@ class Checkpoint(LightningCheckpoint):
     its own ModelCheckpoint saves, so that a fit resumed from that one takes another course.
 
     Where the run's folder is on a server, the files are sent when the fit ends. The run's tag ``medlight.best_sha256``
-    then tells what ``best.ckpt`` was: a fit that begins with its weights refuses another file.
+    then tells what ``best.ckpt`` was: whoever takes it for the run's refuses another file.
 
     Args:
         monitor: the metric that decides; a UsageError names those there are, if it isn't logged.
@@ -40,7 +41,7 @@ class Checkpoint(LightningCheckpoint):
         self.best_model_path = ""
         self._best = Best(monitor, mode)
         self._best_epoch = -1
-        self._judged = -1
+        self._judged = self._validated = -1
         self._saved = 0
         self._metrics: dict[str, float] = {}
 
@@ -57,13 +58,16 @@ class Checkpoint(LightningCheckpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights that were just measured, if they are the best."""
-        if not trainer.sanity_checking and trainer.state.fn == "fit" and self.monitor in trainer.callback_metrics:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._validated = trainer.current_epoch
+        if self.monitor in trainer.callback_metrics:
             self._judge(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Judge a metric of the training itself, and complete the metrics of the best epoch with those."""
-        every_epoch = trainer.enable_validation and trainer.check_val_every_n_epoch == 1
-        if self._judged < trainer.current_epoch and (every_epoch or not self.monitor.startswith("val")):
+        logged = self._validated == trainer.current_epoch or not self._waits_for_validation
+        if self._judged < trainer.current_epoch and logged:
             self._judge(trainer)
         if self._best_epoch == trainer.current_epoch:
             self.best_metrics = scalars(trainer)
@@ -81,6 +85,14 @@ class Checkpoint(LightningCheckpoint):
         if isinstance(trainer.logger, MLflowLogger) and trainer.is_global_zero and best.is_file():
             trainer.logger.set_tags({BEST_TAG: sha256(best)})
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raise MedlightError where the time was up before the first validation; the fit can be resumed."""
+        if self._best.score is None and self._waits_for_validation:
+            raise MedlightError(
+                f"the fit ended at step {trainer.global_step}, before its first validation, by which the best epoch is "
+                f"chosen ({self.monitor}); mend: more time, or validate earlier (trainer.val_check_interval)"
+            )
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Send what there is."""
         self._send(trainer)
@@ -90,7 +102,11 @@ class Checkpoint(LightningCheckpoint):
 
         Lightning would take the restored counters for those of an epoch to be ended once more, and skip one. Metrics
         of the epochs before are put back for schedulers that look at them where an epoch has no validation.
+
+        Raises: UsageError where the fit would end before its first validation.
         """
+        if self._best.score is None and self._waits_for_validation:
+            self._check_end(trainer)
         if trainer.fit_loop.restarting:
             trainer.fit_loop.restarting = False
             # A schedule that asked for the number of steps made the loader before the counters were restored, and its
@@ -98,6 +114,26 @@ class Checkpoint(LightningCheckpoint):
             trainer.fit_loop._combined_loader = None
             self._saved = trainer.global_step
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._metrics.items()})
+
+    @property
+    def _waits_for_validation(self) -> bool:
+        return self.monitor.startswith("val/")
+
+    def _check_end(self, trainer: L.Trainer) -> None:
+        """Refuse a fit whose steps or epochs end before its first validation."""
+        batches, interval = trainer.num_training_batches, trainer.val_check_batch
+        if interval is None or batches == float("inf"):
+            return  # it depends on the clock, or nobody knows
+        every, steps, epochs = trainer.check_val_every_n_epoch, trainer.max_steps, trainer.max_epochs or -1
+        accumulated = trainer.accumulate_grad_batches
+        whole = 0 if every is None else every - 1  # epochs before the one in which it comes
+        first = whole * math.ceil(batches / accumulated) + math.ceil(interval / accumulated)
+        if 0 <= steps < first or 0 <= epochs < whole + math.ceil(interval / batches):
+            end = f"{steps} steps" if 0 <= steps < first else f"{epochs} epochs"
+            raise UsageError(
+                f"trainer: {end} end before the first validation, at step {first}, by which the best epoch is chosen "
+                f"({self.monitor}); mend: train longer, or validate earlier (trainer.val_check_interval)"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, so that the file loads with ``weights_only=True``."""

@@ -236,7 +236,7 @@ def _find(text: str) -> _Subject:
             raise UsageError(f"sweep {text} has no best trial yet; mend: let a trial finish, or name a run")
         found = store.find_run(best)
     run_id = str(found.info.run_id)
-    return _Subject(store.artifact(run_id, "checkpoints/best.ckpt"), name, run_id)
+    return _Subject(store.best_checkpoint(run_id), name, run_id)
 
 
 def _cases(args: argparse.Namespace, subject: _Subject, precision: Sequence[str]) -> dict[str, Any]:

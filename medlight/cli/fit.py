@@ -93,7 +93,7 @@ def _evaluate(args: argparse.Namespace, overrides: list[tuple[str, Any]]) -> int
             raise UsageError("a checkpoint file needs its configuration: -c FILE")
     else:
         run_id = store.find_run(args.model).info.run_id
-        checkpoint = store.artifact(run_id, "checkpoints/best.ckpt")
+        checkpoint = store.best_checkpoint(run_id)
         args.config = args.config or [str(store.artifact(run_id, "config.yaml"))]
     figures = evaluate(read(args.config, overrides), checkpoint, args.command, run_id)
     _show(figures)

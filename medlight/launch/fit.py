@@ -15,7 +15,17 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from medlight.callbacks import CaseTable, Checkpoint, Freeze, Pruning, RunRecord, StepSeed, Throughput, ValidationImages
+from medlight.callbacks import (
+    CaseTable,
+    Checkpoint,
+    FiniteLoss,
+    Freeze,
+    Pruning,
+    RunRecord,
+    StepSeed,
+    Throughput,
+    ValidationImages,
+)
 from medlight.config import Config, get_path, nearest
 from medlight.errors import InterruptedFitError, MedlightError, UsageError
 from medlight.launch import settle, weights
@@ -85,6 +95,7 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         CaseTable(),
         ValidationImages(),
         Throughput(),
+        FiniteLoss(),
         pruning,
         checkpoint,
     ]
@@ -136,6 +147,7 @@ def _checked(
     _take_weights(task, initial)
     _check_metrics(task, trainer_args)
     _check_validation(task, data)
+    _check_validates(task, resolved["trainer"])
     if hasattr(task, "check_training_data"):
         task.check_training_data(data)
     if hasattr(task, "check_callbacks"):
@@ -293,6 +305,19 @@ def _check_validation(task: Any, data: Any) -> None:
     monitor = str(getattr(task, "monitor", ""))
     if monitor.startswith("val/"):
         _check_cases(data, "val", f", by which the best epoch is chosen ({monitor})")
+
+
+def _check_validates(task: Any, trainer: Config) -> None:
+    """Refuse a fit that validates nothing, as far as that can be told before there are batches."""
+    monitor = str(getattr(task, "monitor", ""))
+    if not monitor.startswith("val/"):
+        return
+    epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
+    why = f"no validation, by which the best epoch is chosen ({monitor})"
+    if trainer["limit_val_batches"] == 0:
+        raise UsageError(f"trainer.limit_val_batches: with 0 there is {why}; write 1.0 for all cases")
+    if every is not None and epochs is not None and 0 < epochs < every:
+        raise UsageError(f"trainer.check_val_every_n_epoch: with {every} there is {why}, in {epochs} epochs")
 
 
 def _check_cases(data: Any, part: str, why: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from medlight.launch.blame import bad_value, explain, hints_of
 
 TOP_LEVEL = ("study", "name", "seed_everything", "precision", "channels_last", "model", "data", "trainer")
 DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 10}
+_UNSUITABLE = re.compile(r"[/\\\x00-\x1f]")
+_LONGEST = 120
 NETWORK_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 TOP_HINTS = {
     "study": str | None,
@@ -115,10 +118,20 @@ def check(config: Config) -> None:
     said = bad_value({key: config[key] for key in TOP_HINTS if key in config}, TOP_HINTS)
     if said:
         raise UsageError(said)
-    if config.get("seed_everything", 0) < 0:
-        raise UsageError(f"seed_everything: {config['seed_everything']} is too small; write a whole number from 0 on")
+    seed = config.get("seed_everything", 0)
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed_everything: {seed} is no seed; write a whole number from 0 to {2**32 - 1}")
+    for key in ("study", "name"):
+        _check_name(key, config.get(key))
     _check_trainer(config.get("trainer") or {})
     check_inside(config, "config")
+
+
+def _check_name(key: str, name: str | None) -> None:
+    """Raise UsageError where a study's or a run's name can't name a folder too, as that of its bundle."""
+    if name and (_UNSUITABLE.search(name) or name.strip(". ") == "" or len(name) > _LONGEST):
+        shown = name if len(name) <= 40 else f"{name[:37]}..."
+        raise UsageError(f"{key}: {shown!r} can't name a folder; write at most {_LONGEST} letters, without slashes")
 
 
 def _check_trainer(trainer: Config) -> None:
@@ -134,9 +147,10 @@ def _check_trainer(trainer: Config) -> None:
     said = bad_value({key: value for key, value in trainer.items() if key != "callbacks" and value}, hints, "trainer.")
     if said:
         raise UsageError(said)
-    epochs = trainer.get("max_epochs")
-    if epochs is not None and (epochs == 0 or epochs < -1):
-        raise UsageError(f"trainer.max_epochs: {epochs} trains nothing; write a whole number of at least 1")
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        value = trainer.get(key)
+        if value is not None and (value == 0 or value < -1):
+            raise UsageError(f"trainer.{key}: {value} trains nothing; write {'1.0' if 'limit' in key else '1'} or more")
 
 
 def parse(config: Config) -> ConfigCLI:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from medlight.callbacks.checkpoint import BEST_TAG
 from medlight.config import Config, get_path, nearest, set_path
 from medlight.errors import MedlightError, UsageError
 from medlight.tasks import pretrained
 from medlight.tasks.weight_files import SUFFIXES, sha256
-
-BEST = "checkpoints/best.ckpt"
+from medlight.tracking import store
 
 
 def resolve(config: Config) -> Config:
@@ -30,14 +28,13 @@ def resolve(config: Config) -> Config:
     if written is None:
         return config
     spec = pretrained.check(written)
-    file, recorded = _file(spec["weights"])
-    digest = sha256(file)
-    for expected in (recorded, spec["sha256"]):
-        if expected not in (None, digest):
-            raise MedlightError(
-                f"{pretrained.KEY}: {spec['weights']} was altered since its digest was recorded "
-                f"({expected[:12]}, now {digest[:12]}); mend: restore {file}, or train it again"
-            )
+    file = _file(spec["weights"])
+    digest, expected = sha256(file), spec["sha256"]
+    if expected not in (None, digest):
+        raise MedlightError(
+            f"{pretrained.KEY}: {spec['weights']} was altered since its digest was recorded "
+            f"({expected[:12]}, now {digest[:12]}); mend: restore {file}, or train it again"
+        )
     return set_path(config, pretrained.KEY, {**spec, "weights": str(file), "sha256": digest})
 
 
@@ -53,50 +50,55 @@ def digest(config: Config) -> str | None:
     return None if found is None else str(found["sha256"])
 
 
-def _file(text: str) -> tuple[Path, str | None]:
-    """The file that a reference means, and the digest that was recorded of it."""
+def _file(text: str) -> Path:
+    """The file that a reference means."""
     kind, _, name = text.partition(":")
     if kind == "run":
         return _of_run(name)
     if kind == "package":
-        return _in_package(name), None
+        return _in_package(name)
     path = Path(text).expanduser()
     if path.is_dir():
         return _of_bundle(path)
     if not path.is_file():
         near = nearest(path.name, [entry.name for entry in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise UsageError(f"{pretrained.KEY}: {text}: no such file of weights{near}")
-    return path.absolute(), None
+    return path.absolute()
 
 
-def _of_run(name: str) -> tuple[Path, str | None]:
-    from medlight.tracking import store
-
-    run = store.find_run(name)
+def _of_run(name: str) -> Path:
+    try:
+        run = store.find_run(name)
+    except UsageError as error:
+        raise UsageError(f"{pretrained.KEY}: {error}") from error
     state = run.data.tags.get("medlight.state")
     if state not in ("complete", "pruned", None):
         raise UsageError(f"{pretrained.KEY}: run {name} is {state}; mend: finish it with --resume, or name another")
     try:
-        return store.artifact(run.info.run_id, BEST), run.data.tags.get(BEST_TAG)
+        return store.best_checkpoint(run.info.run_id)
     except MedlightError as error:
-        raise UsageError(f"{pretrained.KEY}: run {name} has no {BEST}; mend: name a run of medlight fit") from error
+        raise type(error)(f"{pretrained.KEY}: {error}") from error
 
 
-def _of_bundle(folder: Path) -> tuple[Path, str | None]:
+def _of_bundle(folder: Path) -> Path:
     from medlight.deploy.bundle import Bundle
 
-    bundle = Bundle.load(folder)
+    try:
+        bundle = Bundle.load(folder)
+    except MedlightError as error:
+        raise type(error)(f"{pretrained.KEY}: {error}") from error
     if bundle.run_id is None:
         raise UsageError(
             f"{pretrained.KEY}: {folder} does not say which run it was made of; mend: name its checkpoint (.ckpt)"
         )
     try:
-        return _of_run(bundle.run_id)
-    except MedlightError as error:
+        store.find_run(bundle.run_id)
+    except UsageError as error:
         raise UsageError(
             f"{pretrained.KEY}: {folder} was made of run {bundle.run_id}, which is not in this store; "
             "mend: set MLFLOW_TRACKING_URI to its store, or name its checkpoint (.ckpt)"
         ) from error
+    return _of_run(bundle.run_id)
 
 
 def _in_package(name: str) -> Path:

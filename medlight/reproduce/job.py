@@ -82,7 +82,7 @@ def fit_and_test(
     run_id = fitted or fit(config, Launch(kind="fit", report=report, **launch)).run_id
     if tested:
         try:
-            evaluate(config, store.artifact(run_id, "checkpoints/best.ckpt"), "test", run_id)
+            evaluate(config, store.best_checkpoint(run_id), "test", run_id)
         except UsageError as error:  # the fit itself took this configuration
             raise MedlightError(f"test of run {run_id}: {error}") from None
     total = minutes + (time.monotonic() - start) / 60

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from medlight.errors import MedlightError
+from medlight.errors import MedlightError, UsageError
 from medlight.launch import settle
 from medlight.launch.fit import Launch, evaluate, fit
 from medlight.launch.precision import Choice
@@ -50,8 +50,9 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
-        """The worst of all metrics."""
-        return likeness.overall(self.metrics)
+        """The worst of all metrics; identical only where the weights are, as far as they are there to compare."""
+        worst = likeness.overall(self.metrics)
+        return "within tolerance" if worst == "identical" and self.weights is False else worst
 
 
 def look(recorded: Recorded) -> World:
@@ -61,6 +62,7 @@ def look(recorded: Recorded) -> World:
     found += differences.of_packages(recorded.manifest["environment"]["packages"], recorded.config)
     found += differences.of_machine(recorded.manifest["environment"], recorded.config)
     found += _of_resume(recorded)
+    found += _of_checkpoint(recorded)
     try:
         found += _of_weights(recorded)
     except MedlightError as error:
@@ -123,6 +125,18 @@ def _of_weights(recorded: Recorded) -> list[Difference]:
     return [Difference("initial weights", (then or "not known")[:12], (now or "none")[:12])] if then != now else []
 
 
+def _of_checkpoint(recorded: Recorded) -> list[Difference]:
+    """Tell where the run's best checkpoint is not the file that its fit wrote; nothing is computed from it."""
+    try:
+        store.best_checkpoint(recorded.run_id)
+    except UsageError:
+        return []  # it never had one, or it was deleted
+    except MedlightError:
+        then = recorded.tags[store.BEST_TAG][:12]
+        return [Difference("best checkpoint", then, "altered", False, "the weights compared are not those of the fit")]
+    return []
+
+
 def _same_threads(recorded: Mapping[str, Any]) -> None:
     """Compute with as many threads as the run did, where there are that many: sums depend on how they are split."""
     usable = manifest.hardware()["usable_cores"]
@@ -182,6 +196,6 @@ def _same_weights(run_id: str, best: Path | None) -> bool | None:
     if best is None:
         return None
     try:
-        return likeness.same_weights(store.artifact(run_id, "checkpoints/best.ckpt"), best)
+        return likeness.same_weights(store.artifact(run_id, store.BEST), best)
     except MedlightError:
         return None

@@ -97,6 +97,12 @@ def load_into(network: nn.Module, spec: str | Mapping[str, Any]) -> Report:
     new, report = _fitted(network, weights, settings["inflate"], digest)
     if report.share < settings["least"] or not new:
         raise MedlightError(_too_little(file, report, settings, weights, network))
+    broken = [name for name, value in new.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise MedlightError(
+            f"{KEY}: {file}: holds weights that are no finite numbers ({', '.join(_several(broken))}); mend: name "
+            "those of a fit that went well"
+        )
     state = network.state_dict()
     with torch.no_grad():
         for name, value in new.items():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 _PATH = re.compile(r"""(?:[A-Za-z]:)?[^\s'"`,;()\[\]=:]*[/\\][^\s'"`,;()\[\]=:]*""")
-_METRIC = re.compile(r"(?:train|val|test)/(?:loss|dice|hd95|nsd|auroc|accuracy|f1|ece)(?![\w.])")
+_LOGGED = "loss|loss_step|dice|hd95|nsd|auroc|accuracy|f1|ece|samples_per_s|data_wait_share"
+_METRIC = re.compile(rf"(?:train|val|test)/(?:{_LOGGED})(?![\w.])")
 _SUFFIX = r"\.(?:nii(?:\.gz)?|dcm|dicom|ima|zip|nrrd|nhdr|mha|mhd|png|jpe?g|tiff?|npz|csv|json|ckpt)\b"
 _NAMED = re.compile(rf"(?:^|(?<=: ))[^:]*(?:[/\\]|{_SUFFIX})[^:]*(?=: )", re.IGNORECASE)
 _FILE = re.compile(rf"[^\s'\"`,;()\[\]=:/\\]+{_SUFFIX}", re.IGNORECASE)

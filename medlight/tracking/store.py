@@ -32,7 +32,10 @@ from medlight.tracking.connection import (
 from medlight.tracking.spool import Spool, journals, owner_alive
 
 __all__ = [
+    "BEST",
+    "BEST_TAG",
     "artifact",
+    "best_checkpoint",
     "best_child",
     "children",
     "client",
@@ -53,6 +56,8 @@ __all__ = [
     "unfinished",
 ]
 
+BEST = "checkpoints/best.ckpt"
+BEST_TAG = "medlight.best_sha256"
 _FRESH = 90  # seconds; nine samples of the system metrics, a run's sign of life
 
 
@@ -120,8 +125,9 @@ def find_run(text: str) -> Run:
         except UsageError:
             raise UsageError(f"no run {text!r} in {masked(tracking_uri())}{_nearest_run(text)}") from None
     matches = runs(f"attributes.run_id LIKE '{text}%'") if re.fullmatch(r"[0-9a-f]{4,31}", text) else []
-    if not matches and "'" not in text:
-        named = runs(f"attributes.run_name = '{text}'")
+    if not matches:
+        quote = '"' if "'" in text else "'"
+        named = runs(f"attributes.run_name = {quote}{text}{quote}") if quote not in text else []
         matches = [run for run in named if _state(run) == "complete"] or named
     if len(matches) == 1:
         return matches[0]
@@ -130,6 +136,8 @@ def find_run(text: str) -> Run:
         raise UsageError(f"{text!r} means {len(matches)} runs ({listed}); give an id")
     if re.fullmatch(r"[0-9a-f]{1,3}", text):
         raise UsageError(f"no run is named {text!r}, and of an id the first 4 letters are needed at least")
+    if Path(text).is_file():
+        raise UsageError(f"{text}: no checkpoint of a fit (those end in .ckpt), and no run is called so")
     raise UsageError(f"no run {text!r} in {masked(tracking_uri())}{_nearest_run(text)}")
 
 
@@ -260,6 +268,31 @@ def artifact(run_id: str, path: str) -> Path:
         return Path(client().download_artifacts(run_id, path, str(target)))
     except Exception as error:
         raise MedlightError(f"run {run_id}: artifact {path!r} can't be fetched ({cause(error)})") from error
+
+
+def best_checkpoint(run_id: str) -> Path:
+    """Return a run's best checkpoint as a local file, the very one that the fit wrote.
+
+    Raises: UsageError for an unknown run, or one that has no checkpoint; MedlightError where the file was altered or
+    replaced since the fit ended.
+    """
+    from medlight.tasks.weight_files import sha256
+
+    with reached():
+        run = client().get_run(run_id)
+    try:
+        file = artifact(run_id, BEST)
+    except MedlightError as error:
+        raise UsageError(f"run {run_id}: has no {BEST}; mend: name a run of medlight fit") from error
+    recorded = run.data.tags.get(BEST_TAG)
+    if recorded is not None:
+        now = sha256(file)
+        if now != recorded:
+            raise MedlightError(
+                f"run {run_id}: {file} was altered since its digest was recorded ({recorded[:12]}, now {now[:12]}); "
+                "mend: restore it, or fit again"
+            )
+    return file
 
 
 def deliver_leftovers() -> int:

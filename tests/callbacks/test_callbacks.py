@@ -21,7 +21,7 @@ from medlight.callbacks import CaseTable, Checkpoint, RunRecord, StepSeed, Throu
 from medlight.callbacks.best import Best
 from medlight.callbacks.images import due
 from medlight.callbacks.step_seed import derived, seed_all
-from medlight.errors import UsageError
+from medlight.errors import MedlightError, UsageError
 from medlight.prepare.case import Label
 from medlight.tracking import store
 from medlight.tracking.logger import MLflowLogger
@@ -134,9 +134,10 @@ def test_a_training_metric_can_be_monitored(workdir: Path) -> None:
     assert checkpoint.best_score is not None
 
 
-def test_fit_without_validation_has_no_best(workdir: Path) -> None:
+def test_a_fit_without_validation_fails_and_keeps_its_last_state(workdir: Path) -> None:
     checkpoint = Checkpoint("val/loss", "min")
-    train(checkpoint, task=Unscheduled(), logger=False, default_root_dir=workdir, limit_val_batches=0)
+    with pytest.raises(MedlightError, match="before its first validation"):
+        train(checkpoint, task=Unscheduled(), logger=False, default_root_dir=workdir, limit_val_batches=0)
     assert checkpoint.best_model_path == ""
     assert [file.name for file in workdir.rglob("*.ckpt")] == ["last.ckpt"]
 

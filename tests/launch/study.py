@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
 
 from tests.data import fake
 
@@ -62,14 +64,20 @@ def write(folder: Path, whole: dict[str, Any], cases: int = 6) -> Path:
     return path
 
 
+def runs(folder: Path) -> list[Run]:
+    """Every run of the folder's store."""
+    client = _client(folder)
+    return list(client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]))
+
+
+def _client(folder: Path) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+
+
 def curves(folder: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Every run of the folder's store: its metrics as (step, value) in order, by run id."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    found = {}
-    for run in client.search_runs(experiments):
+    client, found = _client(folder), {}
+    for run in runs(folder):
         names = [n for n in run.data.metrics if n.startswith(("train/loss", "val/", "lr"))]
         found[run.info.run_id] = {
             name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)) for name in names

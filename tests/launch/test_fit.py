@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from medlight.cli.main import main
@@ -160,6 +162,14 @@ def test_resume_with_nothing_to_resume_is_a_wrong_call(
         (["-c", "fit.yaml", "--trainer.accelerator=gpuu"], "trainer: "),
         (["-c", "fit.yaml", "--model.network.channels=[8,-16]"], "model.network: monai.networks.nets.UNet: "),
         (["-c", "fit.yaml", "--json", "fit.yaml/out.json"], "--json fit.yaml/out.json"),
+        (["-c", "fit.yaml", "--name=../../y"], "name: '../../y' can't name a folder"),
+        (["-c", "fit.yaml", "--study=../x"], "study: '../x' can't name a folder"),
+        (["-c", "fit.yaml", "--name=.."], "name: '..' can't name a folder"),
+        (["-c", "fit.yaml", "--seed_everything=4294967296"], "seed_everything: 4294967296 is no seed"),
+        (["-c", "fit.yaml", "--trainer.max_steps=0"], "trainer.max_steps: 0 trains nothing"),
+        (["-c", "fit.yaml", "--trainer.limit_train_batches=0"], "trainer.limit_train_batches: 0 trains nothing"),
+        (["-c", "fit.yaml", "--trainer.limit_val_batches=0"], "trainer.limit_val_batches: with 0 there is no"),
+        (["-c", "fit.yaml", "--trainer.check_val_every_n_epoch=9"], "trainer.check_val_every_n_epoch: with 9"),
     ],
 )
 def test_wrong_input_is_refused_before_a_run_is_made(
@@ -187,6 +197,122 @@ def test_a_test_without_test_cases_is_a_wrong_call(
     run_id = json.loads((whole / "out.json").read_text())["run_id"]
     assert main(["test", run_id]) == 2
     assert "data.split: no test cases; give the split some, e.g. data.split.test=0.2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "export"])
+def test_a_checkpoint_that_was_altered_since_the_fit_is_refused(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(whole)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    (best,) = whole.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt")
+    before = best.read_bytes()
+    shutil.copy(best.with_name("last.ckpt"), best)  # a checkpoint like any other, but not that one
+    try:
+        assert main([command, "tiny"]) == 1
+        assert "best.ckpt was altered since its digest was recorded" in capsys.readouterr().err
+        assert not (whole / "tiny-bundle").exists()
+        best.unlink()
+        assert main([command, "tiny"]) == 2
+        assert "has no checkpoints/best.ckpt" in capsys.readouterr().err
+    finally:
+        best.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--trainer.max_steps=3"], "3 steps end before the first validation, at step 4"),
+        (["--trainer.max_steps=6", "--trainer.check_val_every_n_epoch=2"], "6 steps end before"),
+        (["--trainer.max_steps=1", "--trainer.accumulate_grad_batches=3"], "1 steps end before"),
+        (
+            ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=9"],
+            "2 epochs end before the first validation, at step 9",
+        ),
+    ],
+)
+def test_a_fit_that_would_end_before_its_first_validation_does_not_train(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    study.write(tmp_path, study.config(max_epochs=6))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    assert main(["fit", "-c", "fit.yaml", *arguments]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("mlruns/artifacts/*/artifacts/checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--trainer.max_steps=4"],
+        ["--trainer.max_steps=2", "--trainer.accumulate_grad_batches=3"],
+        ["--trainer.max_steps=2", "--trainer.val_check_interval=2"],
+        ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=8"],
+    ],
+)
+def test_a_fit_that_validates_in_its_last_step_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    study.write(tmp_path, study.config(max_epochs=6))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    assert main(["fit", "-c", "fit.yaml", *arguments]) == 0
+    assert list(tmp_path.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt"))
+
+
+def test_a_fit_whose_time_is_up_before_its_first_validation_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write(tmp_path, study.config(max_epochs=2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    assert main(["fit", "-c", "fit.yaml", "--trainer.max_time=00:00:00:00"]) == 1
+    assert "before its first validation" in capsys.readouterr().err
+    (tags,) = [run.data.tags for run in study.runs(tmp_path)]
+    assert tags["medlight.state"] == "failed"
+
+
+def test_a_loss_that_is_no_number_ends_the_fit_and_its_weights_begin_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write(tmp_path, study.config(max_epochs=6))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    assert main(["fit", "-c", "fit.yaml", "--model.optimizer.lr=1e30"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "medlight fit: the loss is no finite number after step" in said[-1]
+    (run,) = study.runs(tmp_path)
+    assert run.info.status == "FAILED"
+    assert "the loss is no finite number" in run.data.tags["medlight.reason"]
+
+    assert main(["fit", "-c", "fit.yaml", "--trainer.max_epochs=1", "--name=sound"]) == 0
+    (best,) = tmp_path.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt")
+    content = torch.load(best, weights_only=True)
+    broken = next(name for name in content["state_dict"] if name.startswith("network.") and name.endswith("weight"))
+    content["state_dict"][broken].view(-1)[0] = torch.nan
+    torch.save(content, tmp_path / "broken.ckpt")
+    capsys.readouterr()
+    assert main(["fit", "-c", "fit.yaml", "--name=next", "--model.pretrained=broken.ckpt"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert f"holds weights that are no finite numbers ({broken.removeprefix('network.')})" in said[-1]
+    assert len(study.runs(tmp_path)) == 2
+
+
+def test_a_run_is_found_by_a_name_with_an_apostrophe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write(tmp_path, study.config(max_epochs=1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    assert main(["fit", "-c", "fit.yaml", "--name=O'Brien"]) == 0
+    assert main(["validate", "O'Brien"]) == 0
+    assert main(["validate", "fit.yaml"]) == 2
+    assert "fit.yaml: no checkpoint of a fit" in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_named(

@@ -87,7 +87,7 @@ SPATIAL = {"class_path": "medlight.data.augment.RandomSpatial", "init_args": {"d
         ("trainer.max_epochs", "two", "trainer.max_epochs: 'two' is no int"),
         ("trainer.max_epochs", 0, "trainer.max_epochs: 0 trains nothing"),
         ("seed_everything", "x", "seed_everything: 'x' is no int"),
-        ("seed_everything", -4, "seed_everything: -4 is too small"),
+        ("seed_everything", -4, "seed_everything: -4 is no seed"),
         ("study", 3, "study: 3 is no text; put it in quotes: '3'"),
         ("data.batch_size", -2, "data.batch_size: -2 is too small"),
         ("data.steps_per_epoch", -1, "data.steps_per_epoch: -1 is too small"),

@@ -166,6 +166,17 @@ def test_a_bundle_that_was_made_of_it_later_is_no_part_of_a_run(copy: Path) -> N
     assert likeness.curves(run_id) == before
 
 
+def test_a_checkpoint_altered_since_the_fit_is_told_and_nothing_is_called_identical_to_it(copy: Path) -> None:
+    best = artifacts(copy) / "checkpoints/best.ckpt"
+    content = torch.load(best, weights_only=True)
+    content["state_dict"][next(iter(content["state_dict"]))].view(-1)[0] += 1
+    torch.save(content, best)
+    medlight(copy, "rerun", "tiny", "--json", "rerun.json")
+    (row,) = (row for row in read(copy)["differences"] if row["what"] == "best checkpoint")
+    assert (row["now"], row["matters"]) == ("altered", False)
+    assert (read(copy)["verdict"], read(copy)["same_weights"]) == ("within tolerance", False)
+
+
 def test_labels_are_hidden_of_the_cases_of_which_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = studies.mean_teacher(tmp_path)
