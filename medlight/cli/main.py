@@ -33,6 +33,7 @@ COMMANDS = {
     "ui": "start the MLflow UI on this folder's runs",
 }
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 EXAMPLE = """\
 example:
   medlight doctor
@@ -173,6 +174,8 @@ def _run(module: object, args: argparse.Namespace) -> int:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             where = error.filename or "the output"
             text = f"{where}: can't be written ({error.strerror}); make room, or write elsewhere"
+        elif isinstance(error, OSError) and error.errno in _NOT_ALLOWED and error.filename:
+            text = f"{error.filename}: {error.strerror}; mend: change its permissions, or work in another folder"
         else:
             text = " ".join(f"{type(error).__name__}: {error}".split()) + " (--debug shows where)"
         print(f"medlight {args.command}: {text}", file=sys.stderr)

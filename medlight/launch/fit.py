@@ -111,6 +111,8 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         except SystemExit:  # Lightning's end of a fit after Ctrl-C or SIGTERM
             _raise_if_terminated(trainer)
             raise InterruptedFitError("interrupted; the same command with --resume goes on") from None
+        except MisconfigurationException as error:  # what can't be told before there are batches
+            raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
     _raise_if_terminated(trainer)
     state = "pruned" if pruning.pruned else "complete"
     if pruning.pruned:
@@ -360,7 +362,7 @@ def _trainer(args: dict[str, Any], callbacks: list[L.Callback], choice: Choice) 
     }
     try:
         return L.Trainer(**arguments)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+    except Exception as error:  # of any kind: a missing package, a division by zero
         raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
 
 

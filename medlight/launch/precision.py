@@ -48,22 +48,16 @@ def choose(task: Task, sample_shape: Sequence[int], accelerator: str = "auto") -
     loss scaling) and the memory layout is timed. Other accelerators keep fp32.
     """
     device = _device(accelerator)
+    if device is None:
+        return Choice("32-true", False, f"{accelerator}: fp32 is the safe choice")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = task.build_network()
         image = torch.randn(*sample_shape)
-    match device.type:
-        case "cpu":
-            variants: list[Variant] = [
-                ("32-true", False),
-                ("32-true", True),
-                ("bf16-mixed", False),
-                ("bf16-mixed", True),
-            ]
-        case "cuda":
-            mixed: Precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-            variants = [(mixed, False), (mixed, True)]
-        case _:
-            return Choice("32-true", False, f"{device.type}: fp32 is the safe choice")
+    if device.type == "cuda":
+        mixed: Precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        variants: list[Variant] = [(mixed, False), (mixed, True)]
+    else:
+        variants = [("32-true", False), ("32-true", True), ("bf16-mixed", False), ("bf16-mixed", True)]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return pick(time_variants(network.to(device).train(), image.to(device), variants), device.type)
 
@@ -135,14 +129,11 @@ def _laid_out(network: nn.Module, channels_last: bool, dims: int) -> tuple[nn.Mo
     return copy.deepcopy(network).to(memory_format=layout), layout  # type: ignore[call-overload]
 
 
-def _device(accelerator: str) -> torch.device:
-    match accelerator:
-        case "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        case "gpu" | "cuda":
-            return torch.device("cuda")
-        case _:
-            return torch.device(accelerator)
+def _device(accelerator: str) -> torch.device | None:
+    """The device to time on; None for another kind, and for one that is not there (the Trainer refuses it)."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu") if accelerator in ("auto", "cpu") else None
 
 
 def _wait(image: torch.Tensor) -> None:

@@ -147,7 +147,7 @@ def _check_trainer(trainer: Config) -> None:
     said = bad_value({key: value for key, value in trainer.items() if key != "callbacks" and value}, hints, "trainer.")
     if said:
         raise UsageError(said)
-    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+    for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         value = trainer.get(key)
         if value is not None and (value == 0 or value < -1):
             raise UsageError(f"trainer.{key}: {value} trains nothing; write {'1.0' if 'limit' in key else '1'} or more")

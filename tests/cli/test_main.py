@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from medlight.cli.main import COMMANDS, command_parser, main
 from medlight.cli.output import ready
+from tests.launch import study
 
 HEAVY = ("torch", "lightning", "monai", "torchio", "mlflow", "optuna", "pandas", "scipy", "matplotlib")
 
@@ -146,3 +148,19 @@ def test_a_folder_is_no_file_to_write(words: list[str], workdir: Path, capsys: p
     assert main(words) == 2
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", f"medlight {words[0]}: {words[-2]} folder: is a folder; name a file\n")
+
+
+def test_a_folder_that_can_t_be_written_is_named_with_a_mend(tmp_path: Path) -> None:
+    study.write(tmp_path, study.config())
+    tmp_path.chmod(0o555)
+    command = [sys.executable, "-m", "medlight", "data", "prepare", "-c", "fit.yaml"]
+    if os.getuid() == 0:  # whom permissions stop only without this right
+        command = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override", *command]
+    try:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    finally:
+        tmp_path.chmod(0o755)
+    assert done.returncode == 1
+    (said,) = done.stderr.splitlines()
+    assert said.startswith("medlight data: ")
+    assert said.endswith("mlruns: Permission denied; mend: change its permissions, or work in another folder")
