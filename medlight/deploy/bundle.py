@@ -181,6 +181,8 @@ def sha256(file: Path) -> str:
 
 def _description(root: Path) -> dict[str, Any]:
     file = root / DESCRIPTION
+    if root.is_file():
+        raise UsageError(f"{root}: is a file; mend: name the bundle's folder, which export wrote")
     if not file.is_file():
         raise UsageError(f"{root}: no bundle here ({DESCRIPTION} is missing); mend: name a folder that export wrote")
     try:

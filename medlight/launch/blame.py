@@ -92,7 +92,7 @@ def _bad(value: Any, hint: Any, key: str) -> str | None:
         if said:
             return said
     if (value is None and type(None) not in _members(hint)) or not _taken(value, hint)[0]:
-        inherited = _missing_in_bases(value, key) if is_spec(value) else None
+        inherited = _missing_in_bases(value, key) if is_spec(value) else _bad_item(value, hint, key)
         return inherited or f"{key}: {_shown(value)} is {_not(value, hint)}"
     return None
 
@@ -106,6 +106,14 @@ def _bad_inside(value: list[Any], key: str) -> str | None:
         if said:
             return said
     return None
+
+
+def _bad_item(value: Any, hint: Any, key: str) -> str | None:
+    """As :func:`_bad`, for the first item that keeps a value from being the list of its hint."""
+    inner = [_args(member)[0] for member in _members(hint) if typing.get_origin(member) is list and _args(member)]
+    if not isinstance(value, list) or len(inner) != 1:
+        return None
+    return next(filter(None, (_bad(item, inner[0], f"{key}.{index}") for index, item in enumerate(value))), None)
 
 
 def _missing(cls: Any, spec: Mapping[str, Any], key: str) -> str | None:

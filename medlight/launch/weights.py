@@ -57,6 +57,10 @@ def _file(text: str) -> Path:
         return _of_run(name)
     if kind == "package":
         return _in_package(name)
+    if kind == "variant":
+        raise UsageError(
+            f"{pretrained.KEY}: {text} means a run of a study; mend: medlight reproduce its folder, or write run:RUN_ID"
+        )
     path = Path(text).expanduser()
     if path.is_dir():
         return _of_bundle(path)

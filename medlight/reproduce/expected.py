@@ -255,7 +255,7 @@ def _claim(written: dict[str, Any], key: str, variants: dict[str, Variant]) -> C
     _known(written, _CLAIM_KEYS, f"{key}.")
     text = _text(written, "claim", None, f"{key}.")
     parts = re.split(r"\s*([<>])\s*", text)
-    if len(parts) != 3 or not parts[0] or not parts[2]:
+    if len(parts) != 3 or not parts[0] or not parts[2] or "=" in text:
         raise UsageError(f"{key}.claim: {text!r}; write VARIANT.METRIC > VARIANT.METRIC, or a number on one side")
     sides = [
         _finite(part, f"{key}.claim") if _NUMBER.fullmatch(part) else _side(part, f"{key}.claim", variants)
@@ -266,7 +266,7 @@ def _claim(written: dict[str, Any], key: str, variants: dict[str, Variant]) -> C
         raise UsageError(f"{key}.claim: {text!r} names no variant")
     if greater == smaller:
         raise UsageError(f"{key}.claim: {text!r} has the same on both sides")
-    reason, source = (_text(written, name, "") for name in ("reason", "source"))
+    reason, source = (_text(written, name, "", f"{key}.") for name in ("reason", "source"))
     return Claim(text, greater, smaller, source, reason)
 
 

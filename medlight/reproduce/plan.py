@@ -113,9 +113,9 @@ def _start(config: Config) -> tuple[str, str] | None:
 def _check_start(config: Config, after: str | None) -> None:
     start = _start(config)
     if start and start[1] != after:
-        raise UsageError(f"pretrained: {PLACE}{start[1]}, but the variant is not `after: {start[1]}`")
+        raise UsageError(f"{start[0]}: {PLACE}{start[1]}; mend: write `after: {start[1]}` at the variant too")
     if after and not start:
-        raise UsageError(f"after: {after}, but nothing says `pretrained: {PLACE}{after}`")
+        raise UsageError(f"after: {after}; mend: write {PRETRAINED[0]}: {PLACE}{after} in its YAML too")
 
 
 def _replaced(config: Config, after: str | None, value: str | None) -> Config:

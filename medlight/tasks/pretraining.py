@@ -72,11 +72,19 @@ class PretrainingTask(Task):
     def setup(self, stage: str) -> None:
         """Take the data's signature; refuse data that are made for another way of learning."""
         super().setup(stage)
-        datamodule: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        views = len(getattr(datamodule, "views", ()))
-        if not hasattr(datamodule, "train_bank_dataloader") or views < self.needs_views:
+        self.check_training_data(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def check_training_data(self, data: Any) -> None:
+        """Raise UsageError, in one line, where a data module has not the views that the method learns from."""
+        views = list(getattr(data, "views", ()))
+        if not hasattr(data, "train_bank_dataloader") or len(views) < self.needs_views:
             wanted = f" with {self.needs_views} views" if self.needs_views else ""
             raise UsageError(f"data: {type(self).__name__} learns from medlight.data.PretrainingDataModule{wanted}")
+        if self.needs_views and not any(views):
+            raise UsageError(
+                f"data.views: no view has a transform, so those of a sample are all the same, and {type(self).__name__} "
+                "learns nothing; mend: list transforms in them"
+            )
 
     # Building.
 

@@ -69,6 +69,7 @@ def test_a_wrong_key_is_named_with_the_nearest(path: str, value: object, said: s
 
 
 NOISE = {"class_path": "torchio.RandomNoise", "init_args": {"p": 3}}
+RELU = {"class_path": "torch.nn.ReLU"}
 SPATIAL = {"class_path": "medlight.data.augment.RandomSpatial", "init_args": {"degrees": "wide"}}
 
 
@@ -95,6 +96,9 @@ SPATIAL = {"class_path": "medlight.data.augment.RandomSpatial", "init_args": {"d
         ("data.patch.foreground", 3.3, "data.patch.foreground: 3.3 is no share"),
         ("data.split.val", 1.5, "data.split: val 1.5 and test 0.0 must be shares"),
         ("data.preparation", {"spacing": [-1, 1, 1]}, "data.preparation.spacing: [-1.0, 1.0, 1.0] must be"),
+        ("data.augment", [RELU], "data.augment.0: torch.nn.ReLU is no Transform"),
+        ("data.augment", [{"class_path": "torchio.RandomNoise"}, RELU], "data.augment.1: torch.nn.ReLU is no Tr"),
+        ("data.augment", ["noise"], "data.augment.0: 'noise' is no Transform"),
         ("data.augment", [NOISE], "data.augment.0: RandomNoise: Probability must be"),
         ("model.overlap", 3, "model.overlap: 3.0 is no share"),
         (

