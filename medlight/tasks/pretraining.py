@@ -82,8 +82,8 @@ class PretrainingTask(Task):
             raise UsageError(f"data: {type(self).__name__} learns from medlight.data.PretrainingDataModule{wanted}")
         if self.needs_views and not any(views):
             raise UsageError(
-                f"data.views: no view has a transform, so those of a sample are all the same, and {type(self).__name__} "
-                "learns nothing; mend: list transforms in them"
+                "data.views: no view has a transform, so those of a sample are the same, and "
+                f"{type(self).__name__} learns nothing; mend: list transforms in them"
             )
 
     # Building.
