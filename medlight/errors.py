@@ -11,7 +11,7 @@ class MedlightError(Exception):
 
 
 class UsageError(MedlightError):
-    """The call or the configuration was wrong; nothing was started. Exit code 2."""
+    """The call or the configuration was wrong; nothing was begun but what it took to tell. Exit code 2."""
 
     exit_code = 2
 

@@ -31,7 +31,7 @@ from medlight.errors import InterruptedFitError, MedlightError, UsageError
 from medlight.launch import settle, weights
 from medlight.launch.blame import bad_argument
 from medlight.launch.precision import Choice
-from medlight.launch.resolve import parse, plain
+from medlight.launch.resolve import check_names, parse, plain
 from medlight.prepare import Splitter
 from medlight.tasks import checkpoint as checkpoints
 from medlight.tasks import pretrained
@@ -72,7 +72,8 @@ class FitResult:
 def fit(config: Config, launch: Launch | None = None) -> FitResult:
     """Train what a configuration describes, and record it as one MLflow run.
 
-    Raises: UsageError before anything starts where the configuration is wrong; CaseError for unusable scans.
+    Raises: UsageError where the configuration is wrong, before there is a run, but for what can't be told before there
+        are batches; CaseError for unusable scans.
     """
     launch = launch or Launch()
     cli = parse(config)
@@ -111,7 +112,9 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         except SystemExit:  # Lightning's end of a fit after Ctrl-C or SIGTERM
             _raise_if_terminated(trainer)
             raise InterruptedFitError("interrupted; the same command with --resume goes on") from None
-        except MisconfigurationException as error:  # what can't be told before there are batches
+        except (MisconfigurationException, ValueError) as error:  # what can't be told before there are batches
+            if not isinstance(error, MisconfigurationException) and "val_check_interval" not in str(error):
+                raise
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
     _raise_if_terminated(trainer)
     state = "pruned" if pruning.pruned else "complete"
@@ -144,6 +147,7 @@ def _checked(
 
     tell, split: see `_build`. recorded: the tags of the run that is gone on with.
     """
+    check_names(resolved)
     initial = _initial_weights(resolved)
     task, data, trainer_args = _build(cli, tell, split)
     _take_weights(task, initial)
@@ -312,7 +316,7 @@ def _check_validation(task: Any, data: Any) -> None:
 def _check_validates(task: Any, trainer: Config) -> None:
     """Refuse a fit that validates nothing, as far as that can be told before there are batches."""
     monitor = str(getattr(task, "monitor", ""))
-    if not monitor.startswith("val/"):
+    if not monitor.startswith("val/") or trainer["fast_dev_run"]:
         return
     epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
     why = f"no validation, by which the best epoch is chosen ({monitor})"

@@ -121,17 +121,17 @@ def check(config: Config) -> None:
     seed = config.get("seed_everything", 0)
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed_everything: {seed} is no seed; write a whole number from 0 to {2**32 - 1}")
-    for key in ("study", "name"):
-        _check_name(key, config.get(key))
     _check_trainer(config.get("trainer") or {})
     check_inside(config, "config")
 
 
-def _check_name(key: str, name: str | None) -> None:
-    """Raise UsageError where a study's or a run's name can't name a folder too, as that of its bundle."""
-    if name and (_UNSUITABLE.search(name) or name.strip(". ") == "" or len(name) > _LONGEST):
-        shown = name if len(name) <= 40 else f"{name[:37]}..."
-        raise UsageError(f"{key}: {shown!r} can't name a folder; write at most {_LONGEST} letters, without slashes")
+def check_names(config: Config) -> None:
+    """Raise UsageError where the name of a new run or its study can't name a folder too, as that of its bundle."""
+    for key in ("study", "name"):
+        name = config.get(key)
+        if name and (_UNSUITABLE.search(name) or not name.strip(". ") or len(name.encode()) > _LONGEST):
+            shown = name if len(name) <= 40 else f"{name[:37]}..."
+            raise UsageError(f"{key}: {shown!r} can't name a folder; write at most {_LONGEST} bytes, without slashes")
 
 
 def _check_trainer(trainer: Config) -> None:
@@ -147,9 +147,12 @@ def _check_trainer(trainer: Config) -> None:
     said = bad_value({key: value for key, value in trainer.items() if key != "callbacks" and value}, hints, "trainer.")
     if said:
         raise UsageError(said)
+    if trainer.get("overfit_batches"):
+        raise UsageError("trainer.overfit_batches: each step draws new samples here; mend: a split with few cases")
     for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         value = trainer.get(key)
-        if value is not None and (value == 0 or value < -1):
+        endless = value == -1 and key.startswith("max")
+        if value is not None and value <= 0 and not endless:
             raise UsageError(f"trainer.{key}: {value} trains nothing; write {'1.0' if 'limit' in key else '1'} or more")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import MedlightError
 from medlight.launch import settle
 from medlight.launch.fit import Launch, evaluate, fit
 from medlight.launch.precision import Choice
@@ -20,6 +20,7 @@ from medlight.reproduce import differences, likeness
 from medlight.reproduce.differences import Difference
 from medlight.reproduce.likeness import Likeness, Verdict
 from medlight.reproduce.recorded import WEIGHTS, Recorded, RecordedSplit
+from medlight.tasks.weight_files import sha256
 from medlight.tracking import manifest, store
 
 
@@ -128,13 +129,12 @@ def _of_weights(recorded: Recorded) -> list[Difference]:
 def _of_checkpoint(recorded: Recorded) -> list[Difference]:
     """Tell where the run's best checkpoint is not the file that its fit wrote; nothing is computed from it."""
     try:
-        store.best_checkpoint(recorded.run_id)
-    except UsageError:
-        return []  # it never had one, or it was deleted
+        now = sha256(store.artifact(recorded.run_id, store.BEST))
     except MedlightError:
-        then = recorded.tags[store.BEST_TAG][:12]
-        return [Difference("best checkpoint", then, "altered", False, "the weights compared are not those of the fit")]
-    return []
+        return []  # not there to compare
+    then = recorded.tags.get(store.BEST_TAG, now)
+    note = "altered since the fit: its weights, compared below, are others"
+    return [Difference("best checkpoint", then[:12], now[:12], False, note)] if then != now else []
 
 
 def _same_threads(recorded: Mapping[str, Any]) -> None:

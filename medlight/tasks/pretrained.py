@@ -97,7 +97,8 @@ def load_into(network: nn.Module, spec: str | Mapping[str, Any]) -> Report:
     new, report = _fitted(network, weights, settings["inflate"], digest)
     if report.share < settings["least"] or not new:
         raise MedlightError(_too_little(file, report, settings, weights, network))
-    broken = [name for name, value in new.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    learnt = {name for name, _ in network.named_parameters(remove_duplicate=False)}  # a buffer may be infinite: a mask
+    broken = [name for name, value in new.items() if value.isnan().any() or (name in learnt and value.isinf().any())]
     if broken:
         raise MedlightError(
             f"{KEY}: {file}: holds weights that are no finite numbers ({', '.join(_several(broken))}); mend: name "

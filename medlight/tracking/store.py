@@ -136,8 +136,8 @@ def find_run(text: str) -> Run:
         raise UsageError(f"{text!r} means {len(matches)} runs ({listed}); give an id")
     if re.fullmatch(r"[0-9a-f]{1,3}", text):
         raise UsageError(f"no run is named {text!r}, and of an id the first 4 letters are needed at least")
-    if Path(text).is_file():
-        raise UsageError(f"{text}: no checkpoint of a fit (those end in .ckpt), and no run is called so")
+    if os.path.isfile(text):
+        raise UsageError(f"{text}: is a file, no run; mend: name a run, or for test and export a checkpoint (.ckpt)")
     raise UsageError(f"no run {text!r} in {masked(tracking_uri())}{_nearest_run(text)}")
 
 
@@ -280,10 +280,10 @@ def best_checkpoint(run_id: str) -> Path:
 
     with reached():
         run = client().get_run(run_id)
-    try:
-        file = artifact(run_id, BEST)
-    except MedlightError as error:
-        raise UsageError(f"run {run_id}: has no {BEST}; mend: name a run of medlight fit") from error
+        there = {file.path for file in client().list_artifacts(run_id, str(Path(BEST).parent))}
+    if BEST not in there:
+        raise UsageError(f"run {run_id}: has no {BEST}; mend: name a run of medlight fit")
+    file = artifact(run_id, BEST)
     recorded = run.data.tags.get(BEST_TAG)
     if recorded is not None:
         now = sha256(file)

@@ -166,10 +166,16 @@ def test_resume_with_nothing_to_resume_is_a_wrong_call(
         (["-c", "fit.yaml", "--study=../x"], "study: '../x' can't name a folder"),
         (["-c", "fit.yaml", "--name=.."], "name: '..' can't name a folder"),
         (["-c", "fit.yaml", "--seed_everything=4294967296"], "seed_everything: 4294967296 is no seed"),
-        (["-c", "fit.yaml", "--trainer.accelerator=gpu", "--precision=auto"], "trainer: No supported gpu backend"),
+        pytest.param(
+            ["-c", "fit.yaml", "--trainer.accelerator=gpu", "--precision=auto"],
+            "trainer: No supported gpu backend",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+        (["-c", "fit.yaml", "--trainer.accumulate_grad_batches=-1"], "trainer.accumulate_grad_batches: -1 trains"),
         (["-c", "fit.yaml", "--trainer.accelerator=tpu", "--precision=auto"], "trainer: Requirement 'torch_xla"),
         (["-c", "fit.yaml", "--trainer.accelerator=quantum", "--precision=auto"], "trainer: You selected an invalid"),
         (["-c", "fit.yaml", "--trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches: 0 trains"),
+        (["-c", "fit.yaml", "--trainer.overfit_batches=2"], "trainer.overfit_batches: each step draws new samples"),
         (["-c", "fit.yaml", "--trainer.max_steps=0"], "trainer.max_steps: 0 trains nothing"),
         (["-c", "fit.yaml", "--trainer.limit_train_batches=0"], "trainer.limit_train_batches: 0 trains nothing"),
         (["-c", "fit.yaml", "--trainer.limit_val_batches=0"], "trainer.limit_val_batches: with 0 there is no"),
@@ -233,6 +239,14 @@ def test_a_checkpoint_that_was_altered_since_the_fit_is_refused(
             ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=9"],
             "2 epochs end before the first validation, at step 9",
         ),
+        (
+            [
+                *("--trainer.max_steps=3", "--trainer.check_val_every_n_epoch=null"),
+                *("--trainer.val_check_interval=8", "--trainer.accumulate_grad_batches=3"),
+            ],
+            "3 steps end before the first validation, at step 4",
+        ),
+        (["--trainer.val_check_interval=99"], "trainer: `val_check_interval` (99) must be less"),
     ],
 )
 def test_a_fit_that_would_end_before_its_first_validation_does_not_train(
@@ -269,7 +283,7 @@ def test_a_fit_that_validates_in_its_last_step_trains(
     assert list(tmp_path.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt"))
 
 
-def test_a_fit_whose_time_is_up_before_its_first_validation_can_be_resumed(
+def test_a_fit_whose_time_is_up_before_its_first_validation_fails_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study.write(tmp_path, study.config(max_epochs=2))
@@ -279,6 +293,7 @@ def test_a_fit_whose_time_is_up_before_its_first_validation_can_be_resumed(
     assert "before its first validation" in capsys.readouterr().err
     (tags,) = [run.data.tags for run in study.runs(tmp_path)]
     assert tags["medlight.state"] == "failed"
+    assert tags["medlight.reason"].endswith(": the best epoch is the one of the best val/dice")
 
 
 def test_a_loss_that_is_no_number_ends_the_fit_and_its_weights_begin_none(
@@ -316,7 +331,7 @@ def test_a_run_is_found_by_a_name_with_an_apostrophe(
     assert main(["fit", "-c", "fit.yaml", "--name=O'Brien"]) == 0
     assert main(["validate", "O'Brien"]) == 0
     assert main(["validate", "fit.yaml"]) == 2
-    assert "fit.yaml: no checkpoint of a fit" in capsys.readouterr().err
+    assert "fit.yaml: is a file, no run" in capsys.readouterr().err
 
 
 def test_what_is_no_checkpoint_is_named(
