@@ -285,6 +285,8 @@ def parse_overrides(arguments: list[str]) -> list[tuple[str, Any]]:
             if not rest or rest[0].startswith("--"):
                 raise UsageError(f"{name}: needs a value; write {name}=VALUE")
             text = rest.pop(0)
+        if not text.strip():  # as of a variable of the shell that is not set
+            raise UsageError(f"{name}: is empty; write {name}=VALUE, or {name}=null for none")
         try:
             pairs.append((matched[1], parse_value(text)))
         except (yaml.YAMLError, ValueError, RecursionError):

@@ -9,7 +9,7 @@ from medlight.errors import UsageError
 
 
 def test_both_ways_of_writing():
-    given = ["--a.b=[4, 8]", "--a.lr", "1e-3", "--n", "-1", "--t=", "--u=x=y", "--v", "true", "--w.0.p=null"]
+    given = ["--a.b=[4, 8]", "--a.lr", "1e-3", "--n", "-1", "--t=null", "--u=x=y", "--v", "true", "--w.0.p=null"]
     assert parse_overrides(given) == [
         ("a.b", [4, 8]),
         ("a.lr", 1e-3),

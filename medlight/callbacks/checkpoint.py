@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from medlight.callbacks.best import Best, Mode, scalars
-from medlight.errors import MedlightError, UsageError
+from medlight.errors import MedlightError
 from medlight.tasks.weight_files import sha256
 from medlight.tracking.logger import MLflowLogger
 from medlight.tracking.store import BEST_TAG
@@ -103,11 +101,7 @@ class Checkpoint(LightningCheckpoint):
 
         Lightning would take the restored counters for those of an epoch to be ended once more, and skip one. Metrics
         of the epochs before are put back for schedulers that look at them where an epoch has no validation.
-
-        Raises: UsageError where the fit would end before its first validation, or has none.
         """
-        if self._best.score is None and self._waits_for_validation:
-            self._check_end(trainer, pl_module.automatic_optimization)
         if trainer.fit_loop.restarting:
             trainer.fit_loop.restarting = False
             # A schedule that asked for the number of steps made the loader before the counters were restored, and its
@@ -119,31 +113,6 @@ class Checkpoint(LightningCheckpoint):
     @property
     def _waits_for_validation(self) -> bool:
         return self.monitor.startswith("val")
-
-    def _check_end(self, trainer: L.Trainer, a_step_a_batch: bool) -> None:
-        """Refuse a fit whose steps or epochs end before its first validation.
-
-        a_step_a_batch: whether each batch, or as many as are accumulated, makes one step.
-        """
-        if not trainer.enable_validation:
-            raise UsageError(f"trainer: there is no validation; the best epoch is the one of the best {self.monitor}")
-        batches, interval = trainer.num_training_batches, trainer.val_check_batch
-        if interval is None or batches == float("inf"):
-            return  # it depends on the clock, or nobody knows
-        every, steps, epochs = trainer.check_val_every_n_epoch, trainer.max_steps, trainer.max_epochs or -1
-        accumulated = trainer.accumulate_grad_batches
-        more, rest = divmod(interval - 1, batches)
-        whole = more + (0 if every is None else every - 1)  # epochs before the one in which it comes
-        first = whole * math.ceil(batches / accumulated) + math.ceil((rest + 1) / accumulated)
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            a_step_a_batch = False
-        too_few = a_step_a_batch and 0 <= steps < first
-        if too_few or 0 <= epochs <= whole:
-            raise UsageError(
-                f"trainer: {f'{steps} steps' if too_few else f'{epochs} epochs'} end before the first validation, at "
-                f"step {first}; train longer, or validate earlier (trainer.val_check_interval): the best epoch is the "
-                f"one of the best {self.monitor}"
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values, so that the file loads with ``weights_only=True``."""

@@ -34,7 +34,10 @@ class FiniteLoss(L.Callback):
         if trainer.world_size > 1:
             lost = trainer.strategy.reduce_boolean_decision(lost, all=False)
         if lost:
+            mends = ["a lower learning rate (model.optimizer.lr)"]
+            mends += [] if trainer.gradient_clip_val else ["trainer.gradient_clip_val"]
+            mends += [] if trainer.precision == "32-true" else ["precision: 32-true"]
             raise MedlightError(
                 f"the loss is no finite number after step {trainer.global_step} (epoch {trainer.current_epoch}); mend: "
-                "a lower learning rate (model.optimizer.lr), trainer.gradient_clip_val, or precision 32-true"
+                + " or ".join(mends)
             )

@@ -105,7 +105,7 @@ def read(run: Run) -> Record:
         name=tags.get("medlight.name") or run.info.run_name or run_id[:8],
         state=state,
         reason=tags.get("medlight.reason", ""),
-        params=dict(run.data.params),
+        params={**run.data.params, **_settled(run)},
         metrics=at_best(curves, monitor, tags.get("medlight.mode", "")),
         monitor=monitor,
         mode=tags.get("medlight.mode", ""),
@@ -113,6 +113,12 @@ def read(run: Run) -> Record:
         cases=_cases(run_id),
         started=run.info.start_time or 0,
     )
+
+
+def _settled(run: Run) -> dict[str, str]:
+    """What ``auto`` came to in a run, in its parameters' place: two runs with one configuration may differ in it."""
+    found = {name: run.data.tags.get(f"medlight.{name}") for name in ("precision", "channels_last")}
+    return {name: value for name, value in found.items() if value and run.data.params.get(name) == "auto"}
 
 
 def _curve(points: Iterable[object]) -> Curve:

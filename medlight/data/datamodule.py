@@ -210,6 +210,10 @@ class ScanDataModule(L.LightningDataModule):
         cases = self.prepared[part]
         return Reader(cases, [place[c.case.id] for c in cases], self.normalise, self._schema, self.recorded)
 
+    def batches(self, ranks: int = 1) -> int:
+        """Return how many training batches an epoch has for each of so many ranks."""
+        return self.steps_per_epoch or max(1, round(len(self.prepared["train"]) / (self.batch_size * ranks)))
+
     def train_dataloader(self) -> SampleLoader:
         """Training batches of this rank."""
         rank, world = self._share()
@@ -219,8 +223,7 @@ class ScanDataModule(L.LightningDataModule):
         return self._loader(self._patches(world), sampler, self.batch_size, slots)
 
     def _sampler(self, rank: int, world: int) -> DrawSampler:
-        steps = self.steps_per_epoch or max(1, round(len(self.prepared["train"]) / (self.batch_size * world)))
-        return DrawSampler(steps, self.batch_size, rank, world)
+        return DrawSampler(self.batches(world), self.batch_size, rank, world)
 
     def _patches(self, world: int) -> PatchDataset:
         """The training samples by draw."""

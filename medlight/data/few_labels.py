@@ -142,10 +142,14 @@ class FewLabelsDataModule(ViewsDataModule):
         }
         return {**super().signature(), "few_labels": few}
 
-    def _sampler(self, rank: int, world: int) -> DrawSampler:
+    def batches(self, ranks: int = 1) -> int:
+        """Return how many training batches an epoch has for each of so many ranks."""
         first = self.labelled_per_batch
         others = len(self.labelled_ids) if first is None else len(self.prepared["train"]) - len(self.labelled_ids)
-        steps = self.steps_per_epoch or max(1, round(others / ((self.batch_size - (first or 0)) * world)))
+        return self.steps_per_epoch or max(1, round(others / ((self.batch_size - (first or 0)) * ranks)))
+
+    def _sampler(self, rank: int, world: int) -> DrawSampler:
+        first, steps = self.labelled_per_batch, self.batches(world)
         if first is None:
             return DrawSampler(steps, self.batch_size, rank, world)
         return MixedSampler(steps, self.batch_size, first, rank, world)

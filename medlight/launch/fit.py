@@ -30,6 +30,7 @@ from medlight.config import Config, get_path, nearest
 from medlight.errors import InterruptedFitError, MedlightError, UsageError
 from medlight.launch import settle, weights
 from medlight.launch.blame import bad_argument
+from medlight.launch.lengths import check_first_validation
 from medlight.launch.precision import Choice
 from medlight.launch.resolve import check_names, parse, plain
 from medlight.prepare import Splitter
@@ -102,6 +103,9 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
     ]
     trainer = _trainer(trainer_args, callbacks, choice)
     _check_ranks(trainer, data)
+    check_first_validation(trainer, task, data)
+    if launch.kind != "trial":
+        _say_precision(resolved, choice)
     logger = MLflowLogger(study, name, kind=launch.kind, parent=launch.parent, tags=tags, run_id=run_id)
     trainer.loggers = [logger, *trainer.loggers]
     with _shared_with_ranks(logger.run_id, choice):
@@ -112,9 +116,7 @@ def fit(config: Config, launch: Launch | None = None) -> FitResult:
         except SystemExit:  # Lightning's end of a fit after Ctrl-C or SIGTERM
             _raise_if_terminated(trainer)
             raise InterruptedFitError("interrupted; the same command with --resume goes on") from None
-        except (MisconfigurationException, ValueError) as error:  # what can't be told before there are batches
-            if not isinstance(error, MisconfigurationException) and "val_check_interval" not in str(error):
-                raise
+        except MisconfigurationException as error:  # what can't be told before there are batches
             raise UsageError(f"trainer: {' '.join(str(error).split())}") from error
     _raise_if_terminated(trainer)
     state = "pruned" if pruning.pruned else "complete"
@@ -132,7 +134,9 @@ def check(config: Config) -> tuple[Any, Any]:
     """
     cli = parse({**config, "precision": "32-true", "channels_last": False})
     task, data, trainer_args, choice = _checked(cli, dict(plain(cli.config)), tell=False)
-    _check_ranks(_trainer(trainer_args, [], choice), data)
+    trainer = _trainer(trainer_args, [], choice)
+    _check_ranks(trainer, data)
+    check_first_validation(trainer, task, data)
     return task, data
 
 
@@ -153,7 +157,6 @@ def _checked(
     _take_weights(task, initial)
     _check_metrics(task, trainer_args)
     _check_validation(task, data)
-    _check_validates(task, resolved["trainer"])
     if hasattr(task, "check_training_data"):
         task.check_training_data(data)
     if hasattr(task, "check_callbacks"):
@@ -260,6 +263,13 @@ def _say_weights(task: Any, tell: bool) -> None:
         print(f"weights   {report.line()}", file=sys.stderr)
 
 
+def _say_precision(resolved: Config, choice: Choice) -> None:
+    """Tell what ``auto`` came to: two runs with different ones are not to be compared unawares."""
+    if "auto" in (resolved["precision"], resolved["channels_last"]) and is_rank_zero():
+        layout = ", channels last" if choice.channels_last else ""
+        print(f"precision {choice.precision}{layout} ({choice.reason})", file=sys.stderr)
+
+
 def _check_frozen(task: Any, trainer_args: dict[str, Any]) -> None:
     """Refuse to freeze what is not there, where the network is built already."""
     for index, callback in enumerate(trainer_args.get("callbacks") or []):
@@ -311,19 +321,6 @@ def _check_validation(task: Any, data: Any) -> None:
     monitor = str(getattr(task, "monitor", ""))
     if monitor.startswith("val/"):
         _check_cases(data, "val", f", by which the best epoch is chosen ({monitor})")
-
-
-def _check_validates(task: Any, trainer: Config) -> None:
-    """Refuse a fit that validates nothing, as far as that can be told before there are batches."""
-    monitor = str(getattr(task, "monitor", ""))
-    if not monitor.startswith("val/") or trainer["fast_dev_run"]:
-        return
-    epochs, every = trainer["max_epochs"], trainer["check_val_every_n_epoch"]
-    why = f"no validation, by which the best epoch is chosen ({monitor})"
-    if trainer["limit_val_batches"] == 0:
-        raise UsageError(f"trainer.limit_val_batches: with 0 there is {why}; write 1.0 for all cases")
-    if every is not None and epochs is not None and 0 < epochs < every:
-        raise UsageError(f"trainer.check_val_every_n_epoch: with {every} there is {why}, in {epochs} epochs")
 
 
 def _check_cases(data: Any, part: str, why: str = "") -> None:

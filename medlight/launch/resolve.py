@@ -18,7 +18,7 @@ from medlight.launch.blame import bad_value, explain, hints_of
 
 TOP_LEVEL = ("study", "name", "seed_everything", "precision", "channels_last", "model", "data", "trainer")
 DEFAULTS = {"num_sanity_val_steps": 0, "log_every_n_steps": 10}
-_UNSUITABLE = re.compile(r"[/\\\x00-\x1f]")
+_UNSUITABLE = re.compile(r"^-|[/\\\x00-\x1f]")
 _LONGEST = 120
 NETWORK_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 TOP_HINTS = {
@@ -92,7 +92,7 @@ def read(files: list[str], overrides: list[tuple[str, Any]]) -> Config:
     for file in files:
         config = merge(config, load_yaml(file))
     if files:
-        config.setdefault("study", Path(files[0]).resolve().parent.name)
+        config.setdefault("study", Path(files[0]).resolve().parent.name or None)
     for path, value in overrides:
         _check_override(config, path)
         config = set_path(config, path, value)
@@ -129,9 +129,9 @@ def check_names(config: Config) -> None:
     """Raise UsageError where the name of a new run or its study can't name a folder too, as that of its bundle."""
     for key in ("study", "name"):
         name = config.get(key)
-        if name and (_UNSUITABLE.search(name) or not name.strip(". ") or len(name.encode()) > _LONGEST):
+        if name is not None and (_UNSUITABLE.search(name) or not name.strip(". ") or len(name.encode()) > _LONGEST):
             shown = name if len(name) <= 40 else f"{name[:37]}..."
-            raise UsageError(f"{key}: {shown!r} can't name a folder; write at most {_LONGEST} bytes, without slashes")
+            raise UsageError(f"{key}: {shown!r} can't name a folder; write 1 to {_LONGEST} bytes, without slashes")
 
 
 def _check_trainer(trainer: Config) -> None:
@@ -149,6 +149,12 @@ def _check_trainer(trainer: Config) -> None:
         raise UsageError(said)
     if trainer.get("overfit_batches"):
         raise UsageError("trainer.overfit_batches: each step draws new samples here; mend: a split with few cases")
+    for key in ("val_check_interval", "check_val_every_n_epoch"):
+        if trainer.get(key) == 0:
+            raise UsageError(f"trainer.{key}: 0 validates nothing; write 1 or more")
+    clip = trainer.get("gradient_clip_val")
+    if clip is not None and clip < 0:
+        raise UsageError(f"trainer.gradient_clip_val: {clip} clips nothing; write a number above 0, or null")
     for key in ("max_epochs", "max_steps", "limit_train_batches", "accumulate_grad_batches"):
         value = trainer.get(key)
         endless = value == -1 and key.startswith("max")

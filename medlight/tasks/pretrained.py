@@ -18,6 +18,7 @@ from medlight.tasks.weight_files import read_weights, sha256
 KEY = "model.init_args.pretrained"
 SETTINGS = ("weights", "least", "inflate", "sha256")
 _NAMED = 3  # names in a message
+_SOME = 0.1  # of the weights: with less, nothing is learnt from them
 
 
 @dataclass(frozen=True)
@@ -191,12 +192,13 @@ def _too_little(
     flat = max((value.ndim for value in weights.values()), default=0) == 4
     deep = any(p.ndim == 5 for p in network.parameters())
     missing = list(_several(report.missing))
-    mend = "name weights of this architecture, or lower pretrained.least"
+    other = next((f"; {name}: {report.changes[name]}" for name in report.missing if name in report.changes), "")
+    mend = "name weights of this architecture" + (", or lower pretrained.least" if report.share >= _SOME else "")
     if flat and deep and settings["inflate"] is None:
         mend = "its kernels are 2D, so write pretrained.inflate: centre (or average)"
     return (
         f"{KEY}: {file}: only {report.share:.1%} of the weights of {type(network).__name__} are in it, less than "
-        f"{settings['least']:.0%}; missing: {', '.join(missing)}; mend: {mend}"
+        f"{settings['least']:.0%}; missing: {', '.join(missing)}{other}; mend: {mend}"
     )
 
 

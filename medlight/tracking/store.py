@@ -273,18 +273,20 @@ def artifact(run_id: str, path: str) -> Path:
 def best_checkpoint(run_id: str) -> Path:
     """Return a run's best checkpoint as a local file, the very one that the fit wrote.
 
-    Raises: UsageError for an unknown run, or one that has no checkpoint; MedlightError where the file was altered or
-    replaced since the fit ended.
+    Raises: UsageError for an unknown run, or one that never had a checkpoint; MedlightError where the file was altered,
+    replaced or removed since the fit ended.
     """
     from medlight.tasks.weight_files import sha256
 
     with reached():
         run = client().get_run(run_id)
-        there = {file.path for file in client().list_artifacts(run_id, str(Path(BEST).parent))}
-    if BEST not in there:
+        files = {file.path for file in client().list_artifacts(run_id, str(Path(BEST).parent)) if not file.is_dir}
+    recorded = run.data.tags.get(BEST_TAG)
+    if BEST not in files:
+        if recorded is not None:
+            raise MedlightError(f"run {run_id}: its {BEST} is gone; mend: restore it, or fit again")
         raise UsageError(f"run {run_id}: has no {BEST}; mend: name a run of medlight fit")
     file = artifact(run_id, BEST)
-    recorded = run.data.tags.get(BEST_TAG)
     if recorded is not None:
         now = sha256(file)
         if now != recorded:

@@ -17,7 +17,12 @@ import torch
 from mlflow import MlflowClient
 
 from medlight.cli.main import main
+from medlight.launch import settle
+from medlight.launch.precision import Choice
 from tests.launch import study
+
+SCHEDULER = "lightning.pytorch.callbacks.GradientAccumulationScheduler"
+CHANGING = f"[{{class_path: {SCHEDULER}, init_args: {{scheduling: {{0: 3}}}}}}]"
 
 
 def medlight(folder: Path, *arguments: str, **kwargs: object) -> subprocess.Popen[str]:
@@ -165,6 +170,12 @@ def test_resume_with_nothing_to_resume_is_a_wrong_call(
         (["-c", "fit.yaml", "--name=../../y"], "name: '../../y' can't name a folder"),
         (["-c", "fit.yaml", "--study=../x"], "study: '../x' can't name a folder"),
         (["-c", "fit.yaml", "--name=.."], "name: '..' can't name a folder"),
+        (["-c", "fit.yaml", "--name="], "--name: is empty; write --name=VALUE"),
+        (["-c", "fit.yaml", "--study='  '"], "study: ' ' can't name a folder"),
+        (["-c", "fit.yaml", "--name=-lead"], "name: '-lead' can't name a folder"),
+        (["-c", "fit.yaml", "--trainer.val_check_interval=0"], "trainer.val_check_interval: 0 validates nothing"),
+        (["-c", "fit.yaml", "--trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch: 0 validates"),
+        (["-c", "fit.yaml", "--trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val: -1"),
         (["-c", "fit.yaml", "--seed_everything=4294967296"], "seed_everything: 4294967296 is no seed"),
         pytest.param(
             ["-c", "fit.yaml", "--trainer.accelerator=gpu", "--precision=auto"],
@@ -215,16 +226,20 @@ def test_a_checkpoint_that_was_altered_since_the_fit_is_refused(
 ) -> None:
     monkeypatch.chdir(whole)
     monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
-    (best,) = whole.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt")
+    run_id = json.loads((whole / "out.json").read_text())["run_id"]
+    best = whole / "mlruns" / "artifacts" / run_id / "artifacts" / "checkpoints" / "best.ckpt"
     before = best.read_bytes()
     shutil.copy(best.with_name("last.ckpt"), best)  # a checkpoint like any other, but not that one
     try:
-        assert main([command, "tiny"]) == 1
+        assert main([command, run_id]) == 1
         assert "best.ckpt was altered since its digest was recorded" in capsys.readouterr().err
         assert not (whole / "tiny-bundle").exists()
         best.unlink()
-        assert main([command, "tiny"]) == 2
-        assert "has no checkpoints/best.ckpt" in capsys.readouterr().err
+        for _ in range(2):
+            assert main([command, run_id]) == 1
+            assert "its checkpoints/best.ckpt is gone; mend: restore it" in capsys.readouterr().err
+            best.mkdir(exist_ok=True)
+        best.rmdir()
     finally:
         best.write_bytes(before)
 
@@ -246,7 +261,11 @@ def test_a_checkpoint_that_was_altered_since_the_fit_is_refused(
             ],
             "3 steps end before the first validation, at step 4",
         ),
-        (["--trainer.val_check_interval=99"], "trainer: `val_check_interval` (99) must be less"),
+        (["--trainer.val_check_interval=99"], "trainer.val_check_interval: 99, but an epoch has 4 batches"),
+        (
+            ["--trainer.max_steps=1", "--trainer.limit_train_batches=2"],
+            "1 steps end before the first validation, at step 2",
+        ),
     ],
 )
 def test_a_fit_that_would_end_before_its_first_validation_does_not_train(
@@ -261,13 +280,14 @@ def test_a_fit_that_would_end_before_its_first_validation_does_not_train(
     monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
     assert main(["fit", "-c", "fit.yaml", *arguments]) == 2
     assert said in capsys.readouterr().err
-    assert not list(tmp_path.glob("mlruns/artifacts/*/artifacts/checkpoints/*"))
+    assert not (tmp_path / "mlruns" / "mlflow.db").exists() or not study.runs(tmp_path)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["--trainer.max_steps=4"],
+        ["--trainer.max_steps=2", f"--trainer.callbacks={CHANGING}"],
         ["--trainer.max_steps=2", "--trainer.accumulate_grad_batches=3"],
         ["--trainer.max_steps=2", "--trainer.val_check_interval=2"],
         ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=8"],
@@ -320,6 +340,25 @@ def test_a_loss_that_is_no_number_ends_the_fit_and_its_weights_begin_none(
     said = capsys.readouterr().err.splitlines()
     assert f"holds weights that are no finite numbers ({broken.removeprefix('network.')})" in said[-1]
     assert len(study.runs(tmp_path)) == 2
+
+
+def test_what_auto_came_to_is_told_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study.write(tmp_path, study.config(max_epochs=1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    arguments = ["fit", "-c", "fit.yaml", "--precision=auto", "--channels_last=auto"]
+    for name, precision in (("one", "32-true"), ("two", "bf16-mixed")):
+        monkeypatch.setattr(settle, "choose", lambda *_, took=precision: Choice(took, False, "as timed"))
+        assert main([*arguments, f"--name={name}"]) == 0
+        assert f"precision {precision} (as timed)" in capsys.readouterr().err.splitlines()
+    assert main(["compare", "one", "two"]) == 0
+    said = capsys.readouterr().out
+    assert "precision" in said
+    assert "32-true" in said
+    assert "bf16-mixed" in said
+    assert "channels_last" not in said
 
 
 def test_a_run_is_found_by_a_name_with_an_apostrophe(

@@ -80,7 +80,7 @@ def test_a_fit_begins_with_a_run_s_best_weights_and_says_so(folder, capsys):
         fit(config)
     assert runs() == count
     first.best_checkpoint.unlink()
-    with pytest.raises(UsageError, match=r"has no checkpoints/best\.ckpt"):
+    with pytest.raises(MedlightError, match=r"its checkpoints/best\.ckpt is gone; mend: restore it"):
         fit(config)
     assert runs() == count
 
