@@ -18,6 +18,6 @@ def scrub(text: str) -> str:
     What an error says before its first colon is taken for one name if there is a path in it: folders that are called
     by patients have blanks and commas in them.
     """
-    text = _NAMED.sub(lambda found: found[0] if _METRIC.match(found[0]) else "<file>", text)
-    text = _PATH.sub(lambda found: found[0] if _METRIC.fullmatch(found[0]) else "<file>", text)
+    for pattern in (_NAMED, _PATH):
+        text = pattern.sub(lambda found: found[0] if _METRIC.match(found[0]) else "<file>", text)
     return _FILE.sub("<file>", text)
