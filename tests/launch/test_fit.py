@@ -55,6 +55,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with fake scans and fit.yaml, and no run yet."""
+    study.write(tmp_path, study.config(max_epochs=6))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+    return tmp_path
+
+
 def test_a_fit_leaves_everything_under_its_stable_names(whole: Path) -> None:
     result = json.loads((whole / "out.json").read_text())
     client = MlflowClient(f"sqlite:///{whole}/mlruns/mlflow.db")
@@ -269,18 +278,11 @@ def test_a_checkpoint_that_was_altered_since_the_fit_is_refused(
     ],
 )
 def test_a_fit_that_would_end_before_its_first_validation_does_not_train(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    said: str,
+    alone: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    study.write(tmp_path, study.config(max_epochs=6))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
     assert main(["fit", "-c", "fit.yaml", *arguments]) == 2
     assert said in capsys.readouterr().err
-    assert not (tmp_path / "mlruns" / "mlflow.db").exists() or not study.runs(tmp_path)
+    assert not (alone / "mlruns" / "mlflow.db").exists() or not study.runs(alone)
 
 
 @pytest.mark.parametrize(
@@ -293,62 +295,48 @@ def test_a_fit_that_would_end_before_its_first_validation_does_not_train(
         ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=8"],
     ],
 )
-def test_a_fit_that_validates_in_its_last_step_trains(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
-) -> None:
-    study.write(tmp_path, study.config(max_epochs=6))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
+def test_a_fit_that_validates_in_its_last_step_trains(alone: Path, arguments: list[str]) -> None:
     assert main(["fit", "-c", "fit.yaml", *arguments]) == 0
-    assert list(tmp_path.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt"))
+    assert list(alone.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt"))
 
 
 def test_a_fit_whose_time_is_up_before_its_first_validation_fails_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    alone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study.write(tmp_path, study.config(max_epochs=2))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
     assert main(["fit", "-c", "fit.yaml", "--trainer.max_time=00:00:00:00"]) == 1
     assert "before its first validation" in capsys.readouterr().err
-    (tags,) = [run.data.tags for run in study.runs(tmp_path)]
+    (tags,) = [run.data.tags for run in study.runs(alone)]
     assert tags["medlight.state"] == "failed"
     assert tags["medlight.reason"].endswith(": the best epoch is the one of the best val/dice")
 
 
 def test_a_loss_that_is_no_number_ends_the_fit_and_its_weights_begin_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    alone: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study.write(tmp_path, study.config(max_epochs=6))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
     assert main(["fit", "-c", "fit.yaml", "--model.optimizer.lr=1e30"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert "medlight fit: the loss is no finite number after step" in said[-1]
-    (run,) = study.runs(tmp_path)
+    (run,) = study.runs(alone)
     assert run.info.status == "FAILED"
     assert "the loss is no finite number" in run.data.tags["medlight.reason"]
 
     assert main(["fit", "-c", "fit.yaml", "--trainer.max_epochs=1", "--name=sound"]) == 0
-    (best,) = tmp_path.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt")
+    (best,) = alone.glob("mlruns/artifacts/*/artifacts/checkpoints/best.ckpt")
     content = torch.load(best, weights_only=True)
     broken = next(name for name in content["state_dict"] if name.startswith("network.") and name.endswith("weight"))
     content["state_dict"][broken].view(-1)[0] = torch.nan
-    torch.save(content, tmp_path / "broken.ckpt")
+    torch.save(content, alone / "broken.ckpt")
     capsys.readouterr()
     assert main(["fit", "-c", "fit.yaml", "--name=next", "--model.pretrained=broken.ckpt"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert f"holds weights that are no finite numbers ({broken.removeprefix('network.')})" in said[-1]
-    assert len(study.runs(tmp_path)) == 2
+    assert len(study.runs(alone)) == 2
 
 
 def test_what_auto_came_to_is_told_and_compared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    alone: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study.write(tmp_path, study.config(max_epochs=1))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
-    arguments = ["fit", "-c", "fit.yaml", "--precision=auto", "--channels_last=auto"]
+    arguments = ["fit", "-c", "fit.yaml", "--precision=auto", "--channels_last=auto", "--trainer.max_epochs=1"]
     for name, precision in (("one", "32-true"), ("two", "bf16-mixed")):
         monkeypatch.setattr(settle, "choose", lambda *_, took=precision: Choice(took, False, "as timed"))
         assert main([*arguments, f"--name={name}"]) == 0
@@ -361,13 +349,8 @@ def test_what_auto_came_to_is_told_and_compared(
     assert "channels_last" not in said
 
 
-def test_a_run_is_found_by_a_name_with_an_apostrophe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study.write(tmp_path, study.config(max_epochs=1))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MEDLIGHT_DATA", raising=False)
-    assert main(["fit", "-c", "fit.yaml", "--name=O'Brien"]) == 0
+def test_a_run_is_found_by_a_name_with_an_apostrophe(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "-c", "fit.yaml", "--name=O'Brien", "--trainer.max_epochs=1"]) == 0
     assert main(["validate", "O'Brien"]) == 0
     assert main(["validate", "fit.yaml"]) == 2
     assert "fit.yaml: is a file, no run" in capsys.readouterr().err
